@@ -1,0 +1,424 @@
+"""Little pictures with captions as people write them on the web: a data set drawn by code, nothing to download.
+
+    python scenes.py                        # 24 pictures to scenes.png, their captions on the screen; 1 s
+    python scenes.py --size 96 --seed 3     # the same scenes drawn sharp
+
+The concept: a scene (kind of thing, colour, texture, size, background) is drawn at random, then *partly* told: three captions
+in four name the kind, two in three the colour, one in ten the texture; some are wrong and some say nothing. So language
+sees only part of the picture, and a self-supervised loss on the pixels has something to add.
+In the paper: YFCC15M (section 4.1), whose captions are such a mixture. This is a stand-in to learn with, no replacement.
+In shapes: (seed, split, index) -> Scene -> picture [size, size, 3] uint8 and one caption.
+HELD_OUT lists a colour for each kind that no training caption names with it; a sixth of the test split shows these pairs.
+Left out: batches, crops and jitter of views (data.py, augment.py), prompts (tasks.py).
+"""
+
+import argparse
+import functools
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+# What captions tell, as shares of all captions: so 75% name the kind and 65% the colour.
+TELLS = {"kind and colour": 0.55, "kind": 0.20, "colour": 0.10, "place": 0.04, "nothing": 0.11}
+WRONG = 0.06  # share of all captions that name another kind or another colour
+TELLS_TEXTURE, TELLS_SIZE, TELLS_PLACE = 0.10, 0.15, 0.25  # among captions that say something
+HASHTAGS = 0.10  # of these, written "#red #boat"
+SCALES = {"small": (0.60, 0.70), "large": (0.76, 0.86)}  # side of the thing, as a share of the picture
+SHIFT, TILT = 0.08, 12  # at most: of the centre, as a share of the picture; in degrees
+HELD_OUT_SHARE = 1 / 6  # of the test split
+
+# Attribute -> the words for it, the usual one first.
+KINDS = {
+    "house": ("house", "cottage", "cabin", "hut"),
+    "tree": ("tree", "oak", "maple"),
+    "boat": ("boat", "sailboat", "yacht", "dinghy"),
+    "fish": ("fish", "carp", "perch"),
+    "car": ("car", "auto", "automobile", "hatchback"),
+    "mushroom": ("mushroom", "toadstool", "fungus"),
+    "cup": ("cup", "mug", "teacup"),
+    "flower": ("flower", "blossom", "bloom"),
+    "umbrella": ("umbrella", "parasol", "brolly"),
+    "balloon": ("balloon", "hot-air balloon"),
+    "rocket": ("rocket", "spaceship", "spacecraft"),
+    "butterfly": ("butterfly", "moth", "swallowtail"),
+}
+COLOURS = {
+    "red": ("red", "crimson", "scarlet"),
+    "orange": ("orange", "tangerine", "amber"),
+    "yellow": ("yellow", "golden", "lemon"),
+    "green": ("green", "emerald", "lime"),
+    "blue": ("blue", "azure", "cobalt"),
+    "purple": ("purple", "violet", "lilac"),
+    "pink": ("pink", "rosy", "blush"),
+    "white": ("white", "snowy", "ivory"),
+}
+TEXTURES = {
+    "plain": ("plain", "unpatterned"),
+    "striped": ("striped", "stripy"),
+    "dotted": ("dotted", "spotted", "polka-dot"),
+    "checked": ("checked", "chequered", "tartan"),
+}
+BACKGROUNDS = {
+    "night": ("at night", "after dark", "under the stars"),
+    "sea": ("by the sea", "at the seaside", "near the ocean"),
+    "meadow": ("in the meadow", "on the grass", "in the park"),
+    "room": ("indoors", "in the kitchen", "in my room"),
+}
+SIZES = {"small": ("small", "little", "tiny"), "large": ("big", "large", "huge")}
+HELD_OUT = {
+    "house": "purple",
+    "tree": "blue",
+    "boat": "orange",
+    "fish": "green",
+    "car": "pink",
+    "mushroom": "yellow",
+    "cup": "red",
+    "flower": "white",
+    "umbrella": "green",
+    "balloon": "purple",
+    "rocket": "yellow",
+    "butterfly": "red",
+}
+NAMES = {"kind": list(KINDS), "colour": list(COLOURS), "texture": list(TEXTURES), "background": list(BACKGROUNDS)}
+
+UNNAMED = ("thing", "one", "something", "beauty")
+FRAMES = (
+    *("{a}", "{a}", "{it}", "{it}", "photo of {a}", "a picture of {a}", "my {it}", "the {it} we saw"),
+    *("{it} - stock photo", "look, {a}!", "{it} for sale", "found {a}", "{it}, 2014", "another {it}", "drawing of {a}"),
+)
+NOTHING = (
+    *("nice one", "my holiday", "IMG 4032", "untitled", "sunday", "love this!!", "from my phone", "best day ever"),
+    *("day 3", "test", "for you, mum", "see my profile for more", "no words", "file 17 copy", "wow", "happy friday"),
+)
+
+# Colours of the main body, and of details that are the same whatever the colour of the thing.
+PAINTS = {
+    "red": (214, 40, 40),
+    "orange": (242, 132, 30),
+    "yellow": (246, 214, 56),
+    "green": (66, 172, 72),
+    "blue": (56, 112, 226),
+    "purple": (136, 66, 186),
+    "pink": (246, 146, 190),
+    "white": (238, 238, 232),
+}
+ACCENTS = {
+    "ink": (26, 24, 30),
+    "brown": (124, 84, 52),
+    "cream": (232, 222, 196),
+    "grey": (146, 148, 152),
+    "glass": (156, 184, 194),
+    "stem": (84, 98, 62),
+}
+# Bands of a background from the top down: (from this height on, colour there, colour at the end of the band).
+BANDS = {
+    "night": ((0.0, (14, 15, 30), (38, 38, 58)),),
+    "sea": ((0.0, (70, 78, 84), (88, 94, 96)), (0.52, (30, 62, 72), (18, 38, 48))),
+    "meadow": ((0.0, (44, 52, 62), (72, 74, 76)), (0.64, (50, 62, 40), (32, 42, 28))),
+    "room": ((0.0, (84, 72, 64), (72, 62, 56)), (0.76, (50, 40, 36), (40, 32, 30))),
+}
+# A thing is a list of strokes (paint, form, numbers) in a square of 100 by 100, y down, back to front. Paint "body" is the
+# colour with its texture, "shade" the same colour darker. oval and dome: x0 y0 x1 y1; line: width, then points.
+THINGS = {
+    "house": (
+        ("grey", "poly", (70, 8, 82, 8, 82, 40, 70, 40)),
+        ("body", "poly", (14, 44, 86, 44, 86, 96, 14, 96)),
+        ("shade", "poly", (2, 50, 50, 4, 98, 50)),
+        ("brown", "poly", (41, 62, 59, 62, 59, 96, 41, 96)),
+        ("cream", "poly", (20, 58, 34, 58, 34, 74, 20, 74)),
+        ("cream", "poly", (66, 58, 80, 58, 80, 74, 66, 74)),
+        ("cream", "oval", (43, 24, 57, 38)),
+    ),
+    "tree": (
+        ("brown", "poly", (44, 50, 56, 50, 57, 84, 66, 98, 34, 98, 43, 84)),
+        ("brown", "line", (6, 50, 74, 28, 56)),
+        ("brown", "line", (6, 50, 74, 72, 56)),
+        ("body", "oval", (2, 26, 50, 68)),
+        ("body", "oval", (50, 26, 98, 68)),
+        ("body", "oval", (20, 2, 80, 62)),
+    ),
+    "boat": (
+        ("brown", "line", (4, 52, 2, 52, 74)),
+        ("body", "poly", (56, 6, 94, 64, 56, 64)),
+        ("cream", "poly", (48, 14, 48, 64, 14, 64)),
+        ("body", "poly", (2, 70, 98, 70, 82, 96, 18, 96)),
+        ("shade", "line", (5, 3, 72, 97, 72)),
+    ),
+    "fish": (
+        ("shade", "poly", (30, 34, 48, 8, 66, 30)),
+        ("shade", "poly", (34, 68, 44, 90, 58, 68)),
+        ("body", "poly", (66, 50, 98, 20, 90, 50, 98, 80)),
+        ("body", "oval", (2, 24, 80, 76)),
+        ("shade", "line", (4, 34, 32, 40, 50, 34, 68)),
+        ("cream", "oval", (12, 36, 28, 52)),
+        ("ink", "oval", (16, 40, 24, 48)),
+    ),
+    "car": (
+        ("body", "poly", (22, 50, 34, 22, 70, 22, 86, 50)),
+        ("glass", "poly", (30, 48, 38, 28, 50, 28, 50, 48)),
+        ("glass", "poly", (55, 48, 55, 28, 67, 28, 77, 48)),
+        ("body", "poly", (2, 54, 8, 48, 92, 48, 98, 54, 98, 76, 2, 76)),
+        ("cream", "oval", (2, 54, 12, 64)),
+        ("ink", "oval", (12, 62, 38, 88)),
+        ("ink", "oval", (62, 62, 88, 88)),
+        ("grey", "oval", (19, 69, 31, 81)),
+        ("grey", "oval", (69, 69, 81, 81)),
+    ),
+    "mushroom": (
+        ("cream", "poly", (38, 52, 62, 52, 68, 96, 32, 96)),
+        ("shade", "oval", (2, 42, 98, 66)),
+        ("body", "dome", (2, 4, 98, 108)),
+    ),
+    "cup": (
+        ("grey", "oval", (2, 84, 82, 98)),
+        ("shade", "oval", (62, 38, 98, 78)),
+        ("hole", "oval", (70, 46, 90, 70)),
+        ("body", "poly", (8, 34, 76, 34, 70, 78, 60, 92, 24, 92, 14, 78)),
+        ("cream", "oval", (8, 27, 76, 41)),
+        ("brown", "oval", (13, 30, 71, 39)),
+        ("grey", "line", (4, 30, 22, 36, 14, 30, 4)),
+        ("grey", "line", (4, 52, 22, 58, 14, 52, 4)),
+    ),
+    "flower": (
+        ("stem", "line", (6, 50, 50, 50, 98)),
+        ("stem", "poly", (50, 94, 56, 78, 82, 70, 74, 88)),
+        ("body", "oval", (36, 2, 64, 34)),
+        ("body", "oval", (36, 40, 64, 72)),
+        ("body", "oval", (10, 10, 42, 38)),
+        ("body", "oval", (58, 10, 90, 38)),
+        ("body", "oval", (10, 36, 42, 64)),
+        ("body", "oval", (58, 36, 90, 64)),
+        ("brown", "oval", (38, 25, 62, 49)),
+    ),
+    "umbrella": (
+        ("grey", "line", (5, 50, 2, 50, 90)),
+        ("grey", "line", (5, 50, 88, 54, 96, 62, 96, 66, 88)),
+        ("body", "dome", (2, 8, 98, 104)),
+        ("hole", "oval", (2, 49, 34, 65)),
+        ("hole", "oval", (66, 49, 98, 65)),
+        ("shade", "poly", (50, 8, 34, 58, 66, 58)),
+        ("shade", "line", (3, 50, 8, 34, 58)),
+    ),
+    "balloon": (
+        ("cream", "line", (3, 34, 60, 42, 84)),
+        ("cream", "line", (3, 66, 60, 58, 84)),
+        ("body", "poly", (18, 52, 82, 52, 60, 78, 40, 78)),
+        ("body", "oval", (12, 2, 88, 70)),
+        ("shade", "oval", (38, 2, 62, 78)),
+        ("brown", "poly", (39, 84, 61, 84, 59, 98, 41, 98)),
+    ),
+    "rocket": (
+        ("cream", "poly", (40, 80, 60, 80, 50, 99)),
+        ("shade", "poly", (34, 48, 12, 74, 12, 90, 36, 78)),
+        ("shade", "poly", (66, 48, 88, 74, 88, 90, 64, 78)),
+        ("body", "poly", (50, 1, 62, 16, 69, 36, 69, 60, 64, 82, 36, 82, 31, 60, 31, 36, 38, 16)),
+        ("cream", "oval", (38, 30, 62, 54)),
+        ("ink", "oval", (42, 34, 58, 50)),
+    ),
+    "butterfly": (
+        ("cream", "line", (3, 50, 30, 36, 6)),
+        ("cream", "line", (3, 50, 30, 64, 6)),
+        ("body", "poly", (48, 50, 2, 14, 6, 48, 20, 58)),
+        ("body", "poly", (52, 50, 98, 14, 94, 48, 80, 58)),
+        ("body", "oval", (14, 48, 48, 92)),
+        ("body", "oval", (52, 48, 86, 92)),
+        ("ink", "oval", (45, 22, 55, 86)),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    kind: str
+    colour: str
+    texture: str
+    size: str
+    background: str
+    rgb: tuple  # the colour as painted, jittered
+    scale: float  # side of the thing, as a share of the picture
+    shift_x: float  # of its centre from the middle, as a share of the picture
+    shift_y: float
+    tilt: float  # degrees
+    mirrored: bool
+    specks: tuple  # faint clutter: (x, y, radius) as shares of the picture
+
+
+def scene(rng, split):
+    """One scene; `rng` is a random.Random. Pairs of HELD_OUT come in the test split only."""
+    kind = rng.choice(list(KINDS))
+    colour = rng.choice([c for c in COLOURS if c != HELD_OUT[kind]])
+    if split == "test" and rng.random() < HELD_OUT_SHARE:
+        colour = HELD_OUT[kind]
+    size = rng.choice(list(SIZES))
+    light = rng.uniform(0.86, 1.04)
+    return Scene(
+        kind,
+        colour,
+        texture=rng.choice(list(TEXTURES)),
+        size=size,
+        background=rng.choice(list(BACKGROUNDS)),
+        rgb=tuple(min(255, max(0, round(light * c) + rng.randint(-12, 12))) for c in PAINTS[colour]),
+        scale=rng.uniform(*SCALES[size]),
+        shift_x=rng.uniform(-SHIFT, SHIFT),
+        shift_y=rng.uniform(-SHIFT, SHIFT),
+        tilt=rng.uniform(-TILT, TILT),
+        mirrored=rng.random() < 0.5,
+        specks=tuple((rng.random(), rng.random(), rng.uniform(0.01, 0.04)) for _ in range(rng.randint(3, 8))),
+    )
+
+
+def draw(scene, size=32):
+    """Scene -> RGB picture: painted four times as large in whole pixels, then averaged (same bytes on every machine)."""
+    side = 4 * size
+    backdrop = _backdrop(scene.background, side)
+    brush = ImageDraw.Draw(backdrop)
+    for x, y, r in scene.specks:
+        shade = tuple(c + 26 for c in backdrop.getpixel((int(x * side), int(y * side))))
+        brush.ellipse([round((v + d) * side) for d in (-r, r) for v in (x, y)], fill=shade)
+    dark = tuple(round(0.62 * c) for c in scene.rgb)
+    cloths = {"body": _cloth(scene, side, dark), "hole": backdrop.copy()}
+    unit = side * scene.scale / 100
+    turn = (math.cos(math.radians(scene.tilt)) * unit, math.sin(math.radians(scene.tilt)) * unit)
+    centre = (side * (0.5 + scene.shift_x), side * (0.5 + scene.shift_y))
+    picture = backdrop
+    brush = ImageDraw.Draw(picture)
+    for paint, form, numbers in THINGS[scene.kind]:
+        width, numbers = (round(unit * numbers[0]), numbers[1:]) if form == "line" else (0, numbers)
+        points = [_place(x - 50, y - 50, turn, centre) for x, y in _outline(form, numbers)]
+        if paint in cloths:
+            mask = Image.new("L", picture.size)
+            _stroke(ImageDraw.Draw(mask), points, width, 255)
+            picture.paste(cloths[paint], mask=mask)
+        else:
+            _stroke(brush, points, width, dark if paint == "shade" else ACCENTS[paint])
+    picture = picture.reduce(4)
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if scene.mirrored else picture
+
+
+def _outline(form, numbers):
+    """Corners of a stroke; of ovals and domes (the upper half of an oval), points on the curve."""
+    if form in ("poly", "line"):
+        return list(zip(numbers[::2], numbers[1::2], strict=True))
+    x0, y0, x1, y1 = numbers
+    angles = [math.pi * (1 + i / 16) for i in range(17 if form == "dome" else 32)]
+    return [((x0 + x1 + (x1 - x0) * math.cos(a)) / 2, (y0 + y1 + (y1 - y0) * math.sin(a)) / 2) for a in angles]
+
+
+def _place(x, y, turn, centre):
+    return round(centre[0] + turn[0] * x - turn[1] * y), round(centre[1] + turn[1] * x + turn[0] * y)
+
+
+def _stroke(brush, points, width, fill):
+    if width:
+        brush.line(points, fill=fill, width=width, joint="curve")
+    else:
+        brush.polygon(points, fill=fill)
+
+
+@functools.cache
+def _painted(background, side):
+    picture = Image.new("RGB", (side, side))
+    brush = ImageDraw.Draw(picture)
+    bands = BANDS[background]
+    for (start, above, below), end in zip(bands, [b[0] for b in bands[1:]] + [1.0], strict=True):
+        first, last = round(start * side), round(end * side)
+        for y in range(first, last):
+            mix = (y - first) / (last - first)
+            brush.line((0, y, side, y), fill=tuple(round(a + mix * (b - a)) for a, b in zip(above, below, strict=True)))
+    return picture
+
+
+def _backdrop(background, side):
+    return _painted(background, side).copy()
+
+
+def _cloth(scene, side, dark):
+    """A canvas full of the texture, moved with the thing."""
+    cloth = Image.new("RGB", (side, side), scene.rgb)
+    brush = ImageDraw.Draw(cloth)
+    step = side // 8
+    x0, y0 = round(side * scene.shift_x) - step, round(side * scene.shift_y) - step
+    for i in range(10):
+        if scene.texture == "striped":
+            brush.rectangle((0, y0 + i * step, side, y0 + i * step + step // 2), fill=dark)
+        for j in range(10):
+            x, y = x0 + i * step, y0 + j * step
+            if scene.texture == "dotted":
+                x += step // 2 * (j % 2)
+                brush.ellipse((x, y, x + step * 5 // 9, y + step * 5 // 9), fill=dark)
+            elif scene.texture == "checked" and (i + j) % 2:
+                brush.rectangle((x, y, x + step - 1, y + step - 1), fill=dark)
+    return cloth
+
+
+def caption(rng, scene):
+    """What somebody might write under the picture: part of it, in varied words, at times wrong, at times nothing."""
+    tells = rng.choices(list(TELLS), TELLS.values())[0]
+    if tells == "nothing":
+        return rng.choice(NOTHING)
+    kind, colour = scene.kind, scene.colour
+    names_kind, names_colour = "kind" in tells, "colour" in tells
+    if tells != "place" and rng.random() < WRONG / (1 - TELLS["place"] - TELLS["nothing"]):
+        others = [(k, colour) for k in KINDS if names_kind and k != kind]
+        others += [(kind, c) for c in COLOURS if names_colour and c != colour]
+        kind, colour = rng.choice([(k, c) for k, c in others if HELD_OUT[k] != c])
+    words = []
+    if rng.random() < TELLS_SIZE:
+        words.append(_word(rng, SIZES[scene.size]))
+    if rng.random() < TELLS_TEXTURE:
+        words.append(_word(rng, TEXTURES[scene.texture]))
+    if names_colour:
+        words.append(_word(rng, COLOURS[colour]))
+    words.append(_word(rng, KINDS[kind]) if names_kind else rng.choice(UNNAMED))
+    place = [rng.choice(BACKGROUNDS[scene.background])] if tells == "place" or rng.random() < TELLS_PLACE else []
+    if rng.random() < HASHTAGS:
+        return " ".join("#" + word.replace(" ", "") for word in words + place)
+    it = " ".join(words)
+    a = f"{'an' if it[0] in 'aeiou' else 'a'} {it}"
+    return " ".join([rng.choice(FRAMES).format(it=it, a=a), *place])
+
+
+def _word(rng, words):
+    return words[0] if rng.random() < 0.5 else rng.choice(words)
+
+
+def build(split, count, seed=0, size=32):
+    """`count` pictures of a split with captions and labels; picture i depends on (seed, split, i) alone."""
+    if split not in ("train", "test"):
+        raise ValueError(f"split {split!r}: expected 'train' or 'test'")
+    scenes, images, captions = [], np.empty((count, size, size, 3), np.uint8), []
+    for i in range(count):
+        rng = random.Random(f"{seed} {split} {i}")  # seeded by a string: hashed by SHA-512, the same everywhere
+        scenes.append(scene(rng, split))
+        images[i] = draw(scenes[i], size)
+        captions.append(caption(rng, scenes[i]))
+    labels = {
+        name: np.array([names.index(getattr(s, name)) for s in scenes], np.int64) for name, names in NAMES.items()
+    }
+    held_out = np.array([HELD_OUT[s.kind] == s.colour for s in scenes], bool)
+    return {"images": images, "captions": captions, **labels, "held_out": held_out}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Save a sheet of pictures and print their captions.")
+    parser.add_argument("--out", default="scenes.png")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=32, help="side of the pictures as drawn; shown at 96")
+    args = parser.parse_args(argv)
+    rows, columns, tile = 3, 8, 96
+    data = build("train", rows * columns, args.seed, args.size)
+    sheet = Image.new("RGB", (columns * (tile + 4), rows * (tile + 4)), "white")
+    for i, pixels in enumerate(data["images"]):
+        y, x = divmod(i, columns)
+        picture = Image.fromarray(pixels).resize((tile, tile), Image.Resampling.NEAREST)
+        sheet.paste(picture, (x * (tile + 4), y * (tile + 4)))
+        print(f"{y + 1}.{x + 1}  {data['captions'][i]}")
+    sheet.save(args.out)
+    print(f"saved {args.out}")
+
+
+if __name__ == "__main__":
+    main()
