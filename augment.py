@@ -1,16 +1,15 @@
-"""Views: one light crop for CLIP, a pair of strong ones for self-supervision, one fixed view for evaluation.
+"""Views: a light crop for CLIP, a pair of strong views for self-supervision, a fixed one for evaluation.
 
-Paper: section 3 and the implementation details; the recipe of the strong pair is SimCLR's (arXiv 2002.05709, app. A).
+Paper: section 3 and implementation details; the strong pair is SimCLR's (Chen et al. 2020, appendix A).
 
-    host, one picture     PIL [W x H] --crop_box, crop--> uint8 [3, 224, 224]        and  --draw--> float [13]
-    device, whole batch   uint8 [B, 3, 224, 224]          --normalise--> float [B, 3, 224, 224]   light view
-                          uint8 [B, 3, 224, 224], [B, 13] --strong-----> float [B, 3, 224, 224]   each its own parameters
+    host, a picture     PIL --crop_box, crop--> uint8 [3, 224, 224];  --draw--> parameters [13] of a strong view
+    device, the batch   uint8 [B, 3, 224, 224] --normalise--> float [B, 3, 224, 224]                 (light)
+                        uint8 [B, 3, 224, 224], parameters [B, 13] --strong--> float [B, 3, 224, 224]
 
-Whatever is random is drawn on the host from `np.random.default_rng((seed, epoch, index))`: a view is a pure function of
-these three. Left out: opening files and that seeding (data.py), masks of patches (selfsup.py), RandAugment and mixup
-(finetune.py).
+Every draw is from the caller's `np.random.default_rng((seed, epoch, index))`, so a view is a function of these.
+Not here: opening pictures and seeding (data.py), masks of patches (selfsup.py), RandAugment and mixup (finetune.py).
 
-    python augment.py [IMAGE] --out views.png     # 2 s: the views of a picture, side by side
+    python augment.py [IMAGE] --out views.png    # the views of a picture, side by side; a few seconds
 """
 
 import argparse
@@ -22,63 +21,59 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchvision.utils import make_grid, save_image
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
-GRAY = (0.2989, 0.587, 0.114)  # weights of luma, ITU-R 601
 
 
-# Host: which part of the picture, and which parameters --------------------------------------------------------------
+# On the host, a picture at a time
 
 
 def crop_box(rng, width, height, scale, ratio=(3 / 4, 4 / 3)):
-    """A random (left, top, right, bottom): area uniform in `scale`, aspect log-uniform in `ratio`, as Inception's."""
+    """A random (left, top, right, bottom): area uniform in `scale`, aspect log-uniform in `ratio` (Inception's)."""
     for area, aspect, x, y in rng.random((10, 4)).tolist():
-        area = width * height * between(*scale, area)
-        aspect = math.exp(between(math.log(ratio[0]), math.log(ratio[1]), aspect))
+        area = width * height * (scale[0] + (scale[1] - scale[0]) * area)
+        aspect = ratio[0] * (ratio[1] / ratio[0]) ** aspect
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
             return left, top, left + w, top + h
-    # Ten boxes did not fit, so the picture is long: its centre, as near to the whole as `ratio` allows.
+    # Ten boxes did not fit: the picture is long. Take its centre, as much of it as `ratio` allows.
     w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
 
 
-def between(low, high, u):
-    return low + (high - low) * u
-
-
 def crop(image, box, size):
     """The part `box` of an RGB picture -> uint8 [3, size, size].
 
-    torchvision's resized_crop without the copy of the part. It differs in two ways: within a source pixel of the
-    border the filter sees the picture around the box; and a box over 6 x size (or so) is first averaged in whole
-    blocks, which takes 0.4 of the time at 4000 x 3000 and moves a value by at most 4 of 255, 0.6 in the mean (on noise).
+    It is torchvision's resized_crop, save that the filter sees the picture around the box, which moves the
+    outermost pixels only, and that PIL first averages whole blocks of a box of 6 x size or more: 0.4 of the time at
+    4000 x 3000, for a difference of at most 4 of 255 (mean 0.6, on noise).
     """
     if image.mode != "RGB":
-        raise ValueError(f'the picture has mode {image.mode}, expected RGB: pass image.convert("RGB")')
-    small = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+        raise ValueError(f'found a picture of mode {image.mode}, expected RGB: pass image.convert("RGB")')
+    small = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3)
     return torch.from_numpy(np.asarray(small).transpose(2, 0, 1).copy())
 
 
 def evaluation_view(image, size, resize=None):
-    """Short side to `resize`, then the central square -> uint8 [3, size, size]. Zero-shot 224; linear 256 -> 224."""
+    """Short side to `resize` (default: size, the paper's zero-shot), then the centre -> uint8 [3, size, size]."""
     resize = resize or size
     if resize < size:
-        raise ValueError(f"resize is {resize}, expected at least the crop of {size}: pass resize={size} or more")
-    short = min(image.size)
-    resized = [resize * side // short for side in image.size]
-    offset = [round((side - size) / 2) for side in resized]
-    # The square in the picture's own pixels: a picture of 1 x 9999 never becomes one of 224 x 2,239,776.
-    start = [o * side / new for o, side, new in zip(offset, image.size, resized)]
-    stop = [(o + size) * side / new for o, side, new in zip(offset, image.size, resized)]
-    return crop(image, (*start, *stop), size)
+        raise ValueError(f"found resize={resize}, expected at least size={size}: pass resize={size} or more")
+    box = []  # in the picture's own pixels: a picture of 1 x 9999 never becomes one of 224 x 2,239,776
+    for side in image.size:
+        resized = resize * side // min(image.size)
+        start = round((resized - size) / 2)
+        box.append((start * side / resized, (start + size) * side / resized))
+    (left, right), (top, bottom) = box
+    return crop(image, (left, top, right, bottom), size)
 
 
 @dataclass(frozen=True)
 class Strong:
-    """The recipe of a strong view: strengths of the colour jitter, and with what probability (_p) each part happens."""
+    """The recipe of a strong view: the strengths of the colour jitter, the probability (_p) of each part."""
 
     brightness: float = 0.4
     contrast: float = 0.4
@@ -93,130 +88,212 @@ class Strong:
     sigma: tuple = (0.1, 2.0)  # of the blur, in pixels of a 224-pixel view
 
 
-SIMCLR = Strong()  # SLIP's, with MoCo v2's strengths (arXiv 2003.04297): half of those in SimCLR's own paper
-BYOL_1 = Strong(saturation=0.2, blur_p=1.0)  # BYOL, arXiv 2006.07733, appendix B, table 6: the views differ
+SIMCLR = Strong()  # SLIP's: SimCLR with the strengths of MoCo v2 (arXiv 2003.04297), half of SimCLR's own
+BYOL_1 = Strong(saturation=0.2, blur_p=1.0)  # BYOL (arXiv 2006.07733, appendix B): the two views differ
 BYOL_2 = Strong(saturation=0.2, blur_p=0.1, solarise_p=0.2)
-MOCOV3_1, MOCOV3_2 = BYOL_1, BYOL_2  # MoCo v3, arXiv 2104.02057, section 4, takes them over
-BEIT = Strong(hue=0.0, jitter_p=1.0, grayscale_p=0.0, blur_p=0.0)  # BEiT, arXiv 2106.08254, appendix: little colour
+MOCOV3_1, MOCOV3_2 = BYOL_1, BYOL_2  # MoCo v3 (arXiv 2104.02057) takes them over
+BEIT = Strong(hue=0.0, jitter_p=1.0, grayscale_p=0.0, blur_p=0.0)  # BEiT (arXiv 2106.08254): little colour
 
-COLUMNS = ("flip", "jitter", "brightness", "contrast", "saturation", "hue")  # what the 13 parameters of a view are
-COLUMNS += ("first", "second", "third", "fourth", "gray", "sigma", "solarise")  # first: 0 to 3, index in JITTER
+# The parameters of a strong view; first to fourth say which of JITTER is done when, by its index.
+COLUMNS = (
+    "flip jitter brightness contrast saturation hue first second third fourth gray sigma solarise".split()
+)
 
 
 def draw(rng, recipe):
     """The parameters of one strong view -> float32 [13], in the order of COLUMNS."""
     u = rng.random(14).tolist()
-    jitter = [between(max(0.0, 1 - s), 1 + s, v) for s, v in zip((recipe.brightness, recipe.contrast, recipe.saturation), u)]
-    jitter.append(between(-recipe.hue, recipe.hue, u[3]))
+    factors = []
+    for strength, v in zip((recipe.brightness, recipe.contrast, recipe.saturation), u[:3], strict=True):
+        low = max(0.0, 1 - strength)
+        factors.append(low + (1 + strength - low) * v)
+    turn = recipe.hue * (2 * u[3] - 1)
     order = sorted(range(4), key=u[4:8].__getitem__)
-    sigma = between(*recipe.sigma, u[8]) if u[9] < recipe.blur_p else 0.0
-    flip, jittered = u[10] < recipe.flip_p, u[11] < recipe.jitter_p
-    gray, solarised = u[12] < recipe.grayscale_p, u[13] < recipe.solarise_p
-    return np.array([flip, jittered, *jitter, *order, gray, sigma, solarised], dtype=np.float32)
+    sigma = recipe.sigma[0] + (recipe.sigma[1] - recipe.sigma[0]) * u[8] if u[9] < recipe.blur_p else 0.0
+    flip, jitter, gray = u[10] < recipe.flip_p, u[11] < recipe.jitter_p, u[12] < recipe.grayscale_p
+    return np.array(
+        [flip, jitter, *factors, turn, *order, gray, sigma, u[13] < recipe.solarise_p], np.float32
+    )
 
 
-# Device: colours in [0, 1], float [B, 3, H, W], each image with its own factor [B] ------------------------------------
+# On the device: x is float [B, 3, H, W] in [0, 1], a factor is [B], one for each image
+
+
+def each(factor):
+    return factor[:, None, None, None]  # [B, 1, 1, 1]
+
+
+def luma(x):
+    r, g, b = x.split(1, dim=1)
+    return (r * 0.2989).add_(g, alpha=0.587).add_(b, alpha=0.114)  # [B, 1, H, W]
 
 
 def brightness(x, factor):
-    return (x * _each(factor)).clamp_(0, 1)
+    return (x * each(factor)).clamp_(0, 1)
 
 
 def contrast(x, factor):
-    """Away from (or towards) the mean gray of the image."""
-    mean = (x.mean(dim=(2, 3)) * x.new_tensor(GRAY)).sum(dim=1)  # [B]
-    return (x * _each(factor)).add_(_each(mean * (1 - factor))).clamp_(0, 1)
+    mean = luma(x).mean(dim=(1, 2, 3))  # [B]
+    return (x * each(factor)).add_(each(mean * (1 - factor))).clamp_(0, 1)
 
 
 def saturation(x, factor):
-    """Away from (or towards) each pixel's own gray."""
-    return (x * _each(factor)).add_(_luma(x) * _each(1 - factor)).clamp_(0, 1)
+    return (x * each(factor)).add_(luma(x) * each(1 - factor)).clamp_(0, 1)
 
 
 def hue(x, turn):
-    """Turn the hue of HSV by `turn` of the circle, -0.5 to 0.5, keeping each pixel's largest and smallest channel.
+    """Turn the hue of HSV by `turn` of its circle, -0.5 to 0.5; a pixel keeps its largest and smallest channel.
 
-    With the channels stretched so that the smallest is 0 and the largest 1, the hue in sixths of the circle is
-    +-(1 - r + g + b), positive where g > b: no case for each sector, so 18 times as fast as torchvision's on one core.
-    A rotation about the gray axis is 2.1 times faster still, but at a tenth of a turn its colours are 0.065 off.
+    With a pixel's channels stretched to 0 for the smallest and 1 for the largest, its hue in sixths of the circle is
+    1 - r + g + b, negative where g < b. No case for each sector: 18 x as fast as torchvision's on one core. A rotation
+    about the gray axis is 2.1 x faster still, but for a tenth of a turn 0.065 away in the mean: not taken.
     """
-    r, g, b = x.unbind(1)  # [B, H, W]
-    low = x.amin(dim=1, keepdim=True)  # [B, 1, H, W]
+    r, g, b = x.split(1, dim=1)  # [B, 1, H, W]
+    low = x.amin(dim=1, keepdim=True)
     chroma = x.amax(dim=1, keepdim=True) - low
-    stretched = (g + b - r - low[:, 0]).div_(chroma[:, 0].clamp(min=1e-8))  # a gray pixel: any hue will do
-    angle = stretched.add_(1).copysign_(g - b).unsqueeze(1) / 6 + _each(turn)  # [B, 1, H, W], in turns
-    # A channel is at its largest within 1/6 of a turn of its own hue, at its smallest beyond 1/3. +2: no negatives.
-    angle = angle + _each(x.new_tensor([2, 2 - 1 / 3, 2 - 2 / 3]), dim=1)  # [B, 3, H, W]
-    return angle.frac_().sub_(0.5).abs_().mul_(6).sub_(1).clamp_(0, 1).mul_(chroma).add_(low)
+    sixths = (g + b - r - low).div_(chroma.clamp(min=1e-8)).add_(1).copysign_(g - b)  # gray pixels: any hue
+    angle = sixths.div_(6) + each(turn)
+    # Red, green and blue lie at 0, 1/3 and 2/3 (the 2 avoids negatives). A channel is largest up to 1/6 of a turn
+    # from its place and smallest beyond 1/3.
+    angle = torch.cat([angle + 2, angle + 5 / 3, angle + 4 / 3], dim=1).frac_()  # [B, 3, H, W]
+    return angle.sub_(0.5).abs_().mul_(6).sub_(1).clamp_(0, 1).mul_(chroma).add_(low)
 
 
 def grayscale(x):
-    return _luma(x).expand_as(x)
+    return luma(x).repeat(1, 3, 1, 1)
 
 
 def blur(x, sigma):
-    """Gaussian blur; `sigma` in pixels of a 224-pixel view, so scaled by H / 224: at 32 pixels it is next to nothing,
-    where unscaled it would wipe the picture out (SimCLR leaves it out on CIFAR).
+    """Gaussian blur. sigma counts pixels of a 224-pixel view and is scaled by H / 224: a 32-pixel view is hardly
+    changed, where 2 of its own pixels would wipe it out (SimCLR does not blur CIFAR).
 
-    At 224 there are 13 taps, 3 sigma of the strongest blur (2): 0.1% of the Gaussian is cut off. Shifted sums take half the
-    time of a depthwise convolution on one core, and autocast leaves them in float32.
+    At 224 there are 13 taps, three times the largest sigma of 2 to each side: they leave out 0.1% of the Gaussian.
+    Sums of shifted images: no slower than a depthwise convolution on one core, and float32 under autocast.
     """
-    size = x.shape[2]
-    radius = math.ceil(6 * size / 224)
-    taps = torch.arange(-radius, radius + 1, device=x.device)
-    kernel = torch.softmax(-(taps**2) / (2 * (sigma[:, None] * size / 224) ** 2), dim=1)  # [B, taps], sums to 1
+    radius, sigma = math.ceil(6 * x.shape[2] / 224), sigma[:, None] * x.shape[2] / 224
+    offsets = torch.arange(-radius, radius + 1, device=x.device)
+    kernel = torch.softmax(-(offsets**2) / (2 * sigma**2), dim=1)  # [B, taps]: a Gaussian that sums to 1
     for dim, padding in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
-        padded, n = F.pad(x, padding, mode="reflect"), x.shape[dim]
-        x = torch.zeros_like(x)
+        padded, x = F.pad(x, padding, mode="reflect"), torch.zeros_like(x)
         for tap in range(2 * radius + 1):
-            x.addcmul_(padded.narrow(dim, tap, n), _each(kernel[:, tap]))
+            x.addcmul_(padded.narrow(dim, tap, x.shape[dim]), each(kernel[:, tap]))
     return x
 
 
 def solarise(x):
-    """Invert what is brighter than one half."""
-    return torch.minimum(x, 1 - x)
+    return torch.minimum(x, 1 - x)  # inverts what is above one half
+
+
+def unit(images):
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        found = f"{images.dtype} {list(images.shape)}"
+        raise ValueError(
+            f"found images of {found}, expected torch.uint8 [B, 3, H, W]: stack what crop returns"
+        )
+    return images.float().div_(255)
+
+
+def standardise(x):
+    for channel, mean, std in zip(x.unbind(1), MEAN, STD, strict=True):
+        channel.sub_(mean).div_(std)
+    return x
 
 
 def normalise(images):
-    """uint8 [B, 3, H, W] -> float32 [B, 3, H, W], ImageNet's mean 0 and deviation 1: all that happens to a light view."""
-    _check(images)
-    return _standard(images.float().div_(255))
+    """uint8 [B, 3, H, W] -> float32 [B, 3, H, W] of ImageNet's mean and deviation: all that a light view needs."""
+    return standardise(unit(images))
 
 
-JITTER = (brightness, contrast, saturation, hue)  # the columns first to fourth count in this order
+JITTER = (brightness, contrast, saturation, hue)
+CACHE = 2**18  # numbers, 1 MB: on a CPU that many go through all operations together, one image of 224 pixels
 
 
 def strong(images, params):
-    """uint8 [B, 3, H, W] on any device and what `draw` drew, [B, 13] on the host -> normalised float32 [B, 3, H, W].
+    """uint8 [B, 3, H, W] on any device, params [B, 13] on the host -> normalised float32 [B, 3, H, W].
 
-    The parameters stay on the host because they decide which images an operation touches: the others cost nothing,
-    and the device is never waited for. An image's result does not depend on its neighbours in the batch.
+    The parameters stay on the host, where they decide which images an operation touches: the others cost nothing
+    and nobody waits for the device. What becomes of an image does not depend on its neighbours in the batch.
     """
-    _check(images)
-    params = np.asarray(params)
-    if params.shape != (len(images), len(COLUMNS)):
-        raise ValueError(
-            f"the parameters have shape {params.shape}, expected {(len(images), len(COLUMNS))}: "
-            "pass np.stack([draw(rng, SIMCLR) for each image])"
-        )
-    # On a CPU a few images at a time, so that they stay in cache from one operation to the next.
-    step = len(images) if images.is_cuda else max(1, CACHE // images[0].numel())
-    parts = range(0, len(images), step)
-    return torch.cat([_strong(images[i : i + step], params[i : i + step]) for i in parts])
+    params, expected = np.asarray(params), (len(images), len(COLUMNS))
+    if params.shape != expected:
+        advice = "stack what draw returns, a row for each image"
+        raise ValueError(f"found parameters of shape {params.shape}, expected {expected}: {advice}")
+    step = max(1, CACHE // max(1, images[:1].numel()))
+    if images.device.type == "cpu" and len(images) > step:
+        starts = range(0, len(images), step)
+        return torch.cat([strong(images[i : i + step], params[i : i + step]) for i in starts])
+
+    p = dict(zip(COLUMNS, params.T, strict=True))
+    x = some(unit(images), p["flip"] > 0, lambda x: x.flip(3))
+    for place in ("first", "second", "third", "fourth"):
+        for index, operation in enumerate(JITTER):
+            x = some(x, (p["jitter"] > 0) & (p[place] == index), operation, p[operation.__name__])
+    x = some(x, p["gray"] > 0, grayscale)
+    x = some(x, p["sigma"] > 0, blur, p["sigma"])
+    x = some(x, p["solarise"] > 0, solarise)
+    return standardise(x)
 
 
-CACHE = 2**18  # numbers: 1 MB of float32, one image at 224
+def some(x, chosen, operation, *factors):
+    """x after `operation` on the chosen images alone. chosen, factors: numpy [B]; x may be overwritten."""
+    if not chosen.any():
+        return x
+    factors = [torch.from_numpy(factor[chosen]).to(x.device, non_blocking=True) for factor in factors]
+    if chosen.all():
+        return operation(x, *factors)
+    rows = torch.from_numpy(np.flatnonzero(chosen)).to(x.device, non_blocking=True)
+    return x.index_copy_(0, rows, operation(x[rows], *factors))
 
 
-def _strong(images, params):
-    p = dict(zip(COLUMNS, params.T))
-    x = images.float().div_(255)
-    x = _some(x, p["flip"] > 0, lambda x: x.flip(3))
-    for nth in ("first", "second", "third", "fourth"):
-        for number, operation in enumerate(JITTER):
-            x = _some(x, (p["jitter"] > 0) & (p[nth] == number), operation, p[operation.__name__])
-    x = _some(x, p["gray"] > 0, grayscale)
-    x = _some(x, p["sigma"] > 0, blur, p["sigma"])
-    x = _some(x, p["solarise"] > 0, solarise)
-    return _standard(x)
+def drawn_picture(width=500, height=375):
+    y, x = np.mgrid[:height, :width] / height
+    rgb = np.stack([0.5 + 0.4 * np.cos(5 * (x - phase)) for phase in (0, 0.4, 0.8)], axis=2) * (
+        1.1 - 0.7 * y[..., None]
+    )
+    rgb[np.hypot(x - 0.4, y - 0.4) < 0.2] = (0.95, 0.85, 0.2)
+    rgb[(np.abs(x - 0.95) < 0.2) & (np.abs(y - 0.6) < 0.2) & (x * 20 % 2 < 1)] = (0.1, 0.3, 0.7)
+    return Image.fromarray((rgb * 255).astype(np.uint8))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description="Save a sheet of the views of a picture: what the tower sees."
+    )
+    parser.add_argument(
+        "image", nargs="?", metavar="IMAGE", help="any picture PIL opens (default: a drawn one)"
+    )
+    parser.add_argument("--out", default="views.png", help="the sheet, .png or .jpg (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws, 0 or more (default: %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        if (
+            args.seed < 0
+            or Path(args.out).suffix not in (".png", ".jpg")
+            or not Path(args.out).parent.is_dir()
+        ):
+            found = f"found --seed {args.seed} --out {args.out}"
+            raise ValueError(f"{found}, expected 0 or more and a .png or .jpg in a directory that exists")
+        picture = Image.open(args.image).convert("RGB") if args.image else drawn_picture()
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        parser.error(str(error))
+
+    rows = []
+    for index in range(4):
+        rng = np.random.default_rng((args.seed, 0, index))  # (seed, epoch, index)
+        boxes = [
+            crop_box(rng, *picture.size, (low, 1.0)) for low in (0.5, SIMCLR.min_scale, SIMCLR.min_scale)
+        ]
+        light, *pair = [crop(picture, box, 224) for box in boxes]
+        params = np.stack([draw(rng, SIMCLR) for _ in pair])
+        rows += [
+            normalise(torch.stack([evaluation_view(picture, 224), light])),
+            strong(torch.stack(pair), params),
+        ]
+    sheet = torch.cat(rows) * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    save_image(make_grid(sheet, nrow=4, pad_value=1.0), args.out)
+    print("columns: the picture as evaluation sees it, CLIP's light crop, a pair of SimCLR's strong views")
+    print(f"rows: four draws from seed {args.seed}. Saved as {args.out}")
+
+
+if __name__ == "__main__":
+    main()

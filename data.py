@@ -1,0 +1,419 @@
+"""Data: where pictures with captions or labels come from, in which order, and what is done about bad ones.
+
+Paper: section 4.1 (YFCC15M, CC3M, CC12M; a class-labelled set is captioned by drawing a template here).
+
+    open_source("imagenet", root, "train") -> Source: source[i] -> (PIL picture, label or caption)
+    Views(...)[(epoch, index), (epoch, index)] -> uint8 crops [3, S, S], parameters of the strong views, caption string
+
+A sample is a pure function of (seed, epoch, index): workers, ranks and restarts change nothing. The host decodes and crops;
+`device_views` does the arithmetic on the batch. Not here: colour maths (augment.py), class names and prompts (tasks.py).
+"""
+
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset
+
+import augment
+import scenes
+import tasks
+
+BAD_SHARE = 0.05  # more unreadable pictures than this is an error
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+PAIRS = {"simclr": (augment.SIMCLR, augment.SIMCLR)}  # partner -> its two strong views
+
+
+@dataclass
+class Source:
+    """A set: items[i] -> (PIL RGB picture, label), or (picture, caption or list of captions) where `classes` is None."""
+
+    name: str
+    items: Dataset
+    classes: list | None = None  # class names; an entry may be a list of names
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+    def label(self, index):
+        """The label alone, without decoding where the items know a way."""
+        return self.items.label(index) if hasattr(self.items, "label") else self.items[index][1]
+
+    def where(self, index):
+        """What to call an item in a list of bad ones."""
+        return self.items.where(index) if hasattr(self.items, "where") else f"{self.name} number {index}"
+
+
+def read_picture(file):
+    """Any readable picture -> RGB: turned as its EXIF says, transparent parts on white, 16 bits to 8, the first frame."""
+    with Image.open(file) as picture:
+        picture.load()
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "RGB":
+        return picture
+    if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits and more: PIL would clip them at 255
+        values = np.asarray(picture, np.float64)
+        return Image.fromarray((values / max(values.max(), 65535) * 255).round().astype(np.uint8)).convert("RGB")
+    if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+class Strings:
+    """Many strings as two arrays: forked workers share the memory, where Python objects would be copied one by one."""
+
+    def __init__(self, strings):
+        encoded = [string.encode("utf-8", "surrogateescape") for string in strings]
+        self.ends = np.cumsum([0, *map(len, encoded)])
+        self.bytes = np.frombuffer(b"".join(encoded), np.uint8)
+
+    def __len__(self):
+        return len(self.ends) - 1
+
+    def __getitem__(self, index):
+        return self.bytes[self.ends[index] : self.ends[index + 1]].tobytes().decode("utf-8", "surrogateescape")
+
+
+class Arrays(Dataset):
+    """Pictures in memory, uint8 [n, H, W, 3] or [n, H, W], with a label or caption each."""
+
+    def __init__(self, images, targets):
+        self.images, self.targets = np.asarray(images), targets
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return Image.fromarray(self.images[index]).convert("RGB"), self.label(index)
+
+    def label(self, index):
+        target = self.targets[index]
+        return target if isinstance(target, str) else int(target)
+
+
+class Files(Dataset):
+    """Pictures in files, with a label or caption each."""
+
+    def __init__(self, paths, targets):
+        self.paths, self.targets = Strings(paths), targets
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        return read_picture(self.paths[index]), self.label(index)
+
+    def label(self, index):
+        target = self.targets[index]
+        return target if isinstance(target, str) else int(target)
+
+    def where(self, index):
+        return self.paths[index]
+
+
+class Part(Dataset):
+    """Some of a set's items, by their indices."""
+
+    def __init__(self, source, indices):
+        self.source, self.indices = source, np.asarray(indices)
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __getitem__(self, index):
+        return self.source[int(self.indices[index])]
+
+    def label(self, index):
+        return self.source.label(int(self.indices[index]))
+
+    def where(self, index):
+        return self.source.where(int(self.indices[index]))
+
+
+def part(source, indices):
+    return Source(source.name, Part(source, indices), source.classes)
+
+
+# The sets
+
+
+def open_source(name, root="data", split="train"):
+    """The set `name` under `root`; split is "train" or "test". Raises ValueError or FileNotFoundError with one sentence."""
+    if split not in ("train", "test"):
+        raise ValueError(f"unknown split {split!r}: expected train or test")
+    if name.split("-")[0] == "scenes":
+        return open_scenes(name, split)
+    if name in TORCHVISION:
+        return open_torchvision(name, root, split)
+    if name == "imagenet":
+        return open_imagenet(Path(root), split)
+    folder = Path(root) / name
+    if (folder / "train").is_dir() or (folder / split).is_dir():
+        return open_folder(name, folder, split)
+    raise ValueError(
+        f"unknown --data {name!r}: expected one of {', '.join(SCENES)}, imagenet, {', '.join(TORCHVISION)}, "
+        f"or a folder {folder} with train/<class name>/ and test/<class name>/ in it"
+    )
+
+
+SCENES = {"scenes": "kind", "scenes-colour": "colour", "scenes-texture": "texture", "scenes-heldout": "kind"}
+SCENES_COUNT = {"train": 8192, "test": 2400}
+
+
+@functools.cache
+def drawn(split):
+    return scenes.build(split, SCENES_COUNT[split])
+
+
+def open_scenes(name, split):
+    """The built-in set: captioned for training, labelled for testing. "heldout" are pairs which no caption names."""
+    if name not in SCENES:
+        raise ValueError(f"unknown --data {name!r}: expected one of {', '.join(SCENES)}")
+    data = drawn(split)
+    if split == "train" and name == "scenes":
+        return Source(name, Arrays(data["images"], data["captions"]))
+    if name == "scenes-heldout":
+        names = [(colour, kind) for kind in scenes.KINDS for colour in scenes.COLOURS]
+        keep, classes = data["held_out"], [f"{colour} {kind}" for colour, kind in names]
+        labels = data["kind"] * len(scenes.COLOURS) + data["colour"]
+        return Source(name, Arrays(data["images"][keep], labels[keep]), classes)
+    return Source(name, Arrays(data["images"], data[SCENES[name]]), scenes.NAMES[SCENES[name]])
+
+
+TORCHVISION = {  # name: class, class names where torchvision's want rewording
+    "fashionmnist": (
+        "FashionMNIST",
+        ["t-shirt", "pair of trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"],
+    ),
+    "cifar10": ("CIFAR10", None),
+    "cifar100": ("CIFAR100", None),
+}
+
+
+def open_torchvision(name, root, split):
+    kind, classes = TORCHVISION[name]
+    try:
+        dataset = getattr(torchvision.datasets, kind)(root, train=split == "train", download=False)
+    except RuntimeError:
+        raise FileNotFoundError(
+            f"no {kind} under {root}: download it with python -c \"import torchvision; "
+            f"torchvision.datasets.{kind}('{root}', download=True)\", or name its place with --root"
+        ) from None
+    return Source(name, Arrays(dataset.data, dataset.targets), classes or [c.replace("_", " ") for c in dataset.classes])
+
+
+def list_folder(folder):
+    """folder/<class>/**/picture -> (sorted class names, sorted paths, labels)."""
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        for parent, _, files in sorted(os.walk(folder / name, followlinks=True)):
+            found = [os.path.join(parent, file) for file in sorted(files) if file.lower().endswith(SUFFIXES)]
+            paths += found
+            labels += [label] * len(found)
+    if not paths:
+        raise FileNotFoundError(f"no pictures under {folder}: expected {folder}/<class>/*.jpg (or {', '.join(SUFFIXES[1:4])})")
+    return classes, paths, np.array(labels)
+
+
+def open_folder(name, folder, split):
+    """<folder>/train/<class name>/ and <folder>/test/ or val/."""
+    found = next((folder / s for s in ([split] if split == "train" else ["test", "val"]) if (folder / s).is_dir()), None)
+    if found is None:
+        raise FileNotFoundError(f"no {split} split in {folder}: expected {folder}/{split}/<class name>/")
+    classes, paths, labels = list_folder(found)
+    return Source(name, Files(paths, labels), [c.replace("_", " ") for c in classes])
+
+
+def open_imagenet(root, split):
+    """The usual layout: root[/imagenet]/{train,val}/<wnid>/*.JPEG."""
+    base = root / "imagenet" if (root / "imagenet").is_dir() else root
+    folder = base / ("train" if split == "train" else "val")
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no ImageNet at {folder}: put the training pictures in {base}/train/<wnid>/*.JPEG and the validation pictures in "
+            f"{base}/val/<wnid>/, or name the folder which holds train and val with --root"
+        )
+    folders, paths, labels = list_folder(folder)
+    return Source("imagenet", Files(paths, labels), imagenet_names(base, folders))
+
+
+def imagenet_names(base, folders):
+    """Folder names -> class names: from LOC_synset_mapping.txt, else torchvision's 1,000, else the folder's own words."""
+    mapping = base / "LOC_synset_mapping.txt"
+    wnids = [f for f in folders if len(f) == 9 and f[0] == "n" and f[1:].isdigit()]
+    if mapping.is_file():
+        lines = [line.split(" ", 1) for line in mapping.read_text(encoding="utf-8").splitlines() if line.strip()]
+        table = {line[0]: line[-1].split(",")[0].strip() for line in lines}
+        missing = [f for f in folders if f not in table]
+        if missing:
+            raise ValueError(f"{mapping} has no line for {missing[0]}: add a line '{missing[0]} its name' ({len(missing)} missing)")
+        return [table[f] for f in folders]
+    if len(wnids) == len(folders) == 1000:
+        return list(torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"])
+    if wnids:
+        raise ValueError(
+            f"{base} has {len(folders)} class folders, of which {wnids[0]} is a WordNet id without a name: add "
+            f"{mapping} with a line '{wnids[0]} its name' for each (the file comes with ImageNet from Kaggle)"
+        )
+    return [f.replace("_", " ").replace("-", " ") for f in folders]
+
+
+# The order and the samples
+
+
+def order(count, batch, seed, step):
+    """The batch of a step: (epoch, indices [batch]). An epoch is a permutation of the set, its last part dropped."""
+    epoch, position = divmod(step, count // batch)
+    return epoch, permutation(count, seed, epoch)[position * batch : (position + 1) * batch]
+
+
+@functools.lru_cache(maxsize=4)
+def permutation(count, seed, epoch):
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+class Batches:
+    """A sampler: for each step this rank's keys, ((epoch, index) of the captioned, (epoch, index) of the other picture).
+
+    With one `count` both are the same picture. `mine` cuts a rank's share from the global batch (ranks.mine).
+    """
+
+    def __init__(self, count, other_count, batch, seed, steps, mine):
+        self.count, self.other_count, self.batch, self.seed = count, other_count, batch, seed
+        self.steps, self.mine = steps, mine
+
+    def __len__(self):
+        return len(self.steps)
+
+    def __iter__(self):
+        for step in self.steps:
+            epoch, indices = order(self.count, self.batch, self.seed, step)
+            keys = [(epoch, int(i)) for i in indices]
+            others = keys
+            if self.other_count is not None:
+                epoch, indices = order(self.other_count, self.batch, self.seed + 1, step)
+                others = [(epoch, int(i)) for i in indices]
+            yield self.mine(list(zip(keys, others)))
+
+
+class Views(Dataset):
+    """Training samples: a light crop with its caption, and the two strong crops of the same or of another picture.
+
+    `captioned` and `other` are Sources, `other` None if both losses see the same picture. `clip_pair`: the recipe of a
+    strong view for the language loss (the ablation "CLIP + augmentation"), None for the light crop. `pair`: None without
+    self-supervision.
+    """
+
+    def __init__(self, captioned, other, *, image_size, seed, light_crop, strong_crop, language, pair, clip_strong=None):
+        self.captioned, self.other = captioned, other
+        self.image_size, self.seed = image_size, seed
+        self.light_crop, self.strong_crop = light_crop, strong_crop
+        self.language, self.pair, self.clip_strong = language, pair, clip_strong
+        self.templates = tasks.captions(captioned.name)
+
+    def __getitem__(self, key):
+        (epoch, index), other = key
+        sample = {"skipped": []}
+        if self.language:
+            rng = np.random.default_rng((self.seed, epoch, index))
+            picture, target = self.readable(self.captioned, index, rng, sample["skipped"])
+            sample["caption"] = self.caption(target, rng)
+            self.add_view(sample, "images", picture, rng, self.clip_strong)
+        if self.pair is not None:
+            rng = np.random.default_rng((self.seed, other[0], other[1], 1))
+            if self.other is not None or not self.language:
+                picture, _ = self.readable(self.other or self.captioned, other[1], rng, sample["skipped"])
+            for name, strong in zip(("view1", "view2"), self.pair):
+                self.add_view(sample, name, picture, rng, strong)
+        return sample
+
+    def add_view(self, sample, name, picture, rng, strong):
+        smallest = self.light_crop if strong is None else self.strong_crop
+        box = augment.crop_box(rng, *picture.size, (smallest, 1.0))
+        sample[name] = augment.crop(picture, box, self.image_size)  # uint8 [3, S, S]
+        if strong is not None:
+            sample[f"{name}_params"] = augment.draw(rng, strong)
+
+    def caption(self, target, rng):
+        if self.captioned.classes is None:
+            return target if isinstance(target, str) else target[rng.integers(len(target))]
+        name = self.captioned.classes[target]
+        name = name if isinstance(name, str) else name[rng.integers(len(name))]
+        return self.templates[rng.integers(len(self.templates))].format(name)
+
+    def readable(self, source, index, rng, skipped):
+        """The item, or, if its picture is bad, another one drawn from the sample's own generator."""
+        for _ in range(20):
+            try:
+                return source[index]
+            except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+                skipped.append(f"{source.where(index)}\t{type(error).__name__}: {str(error).splitlines()[0][:100]}")
+                index = int(rng.integers(len(source)))
+        raise ValueError(f"20 pictures in a row cannot be read, the last is {skipped[-1]}: is this the right folder?")
+
+
+def collate(samples):
+    """Samples -> one batch: tensors stacked, strings and names of bad pictures in lists."""
+    batch = {"skipped": [line for sample in samples for line in sample.pop("skipped")]}
+    for name in samples[0]:
+        values = [sample[name] for sample in samples]
+        batch[name] = values if name == "caption" else torch.stack([torch.as_tensor(v) for v in values])
+    return batch
+
+
+def device_views(chunk):
+    """The device's part for a chunk of uint8 crops: strong views where there are parameters, else normalisation."""
+    ready = {}
+    for name, value in chunk.items():
+        if name.endswith("_params"):
+            continue
+        if value.dtype == torch.uint8:
+            params = chunk.get(f"{name}_params")
+            value = augment.normalise(value) if params is None else augment.strong(value, params)
+        ready[name] = value
+    return ready
+
+
+def one_thread(_):
+    torch.set_num_threads(1)
+
+
+def loader(dataset, batches, workers, pin=False):
+    return DataLoader(
+        dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=pin, worker_init_fn=one_thread
+    )
+
+
+class Labelled(Dataset):
+    """Evaluation samples: (uint8 evaluation view, label); every picture counts, so a bad one is an error."""
+
+    def __init__(self, source, image_size, resize=None):
+        self.source, self.image_size, self.resize = source, image_size, resize
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        try:
+            picture, label = self.source[index]
+        except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            raise ValueError(f"cannot read {self.source.where(index)} ({error}): a test set must be whole") from None
+        return augment.evaluation_view(picture, self.image_size, self.resize), label
+
+
+def holdout(count, seed):
+    """Split a training set's indices: (the rest, 5% but at most 2,000 held out to choose the best checkpoint by)."""
+    shuffled = np.random.default_rng((seed, count, 5)).permutation(count)
+    held = min(2000, count // 20)
+    return np.sort(shuffled[held:]), np.sort(shuffled[:held])
