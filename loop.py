@@ -1,0 +1,281 @@
+"""The loop: steps, the log, the live line, and checkpoints from which a killed run goes on as if nothing had happened.
+
+Shared by train.py and finetune.py, which bring their own model, batches and loss.
+
+    fit(model, optimizer, batches, loss_of, ...): for each step: learning rate, batch, loss, backward, optimizer, log, save
+
+The resume policy:
+ 1. Everything random in a step is a function of (seed, step): samples by (seed, epoch, index), drop path and mixup by a
+    generator seeded anew at each step. So a checkpoint's random state is its step, and there is none to restore.
+ 2. A checkpoint is written to a temporary name, flushed, renamed; the one before stays as checkpoint.previous.pt.
+ 3. Starting the same line again goes on from the newest whole checkpoint; a torn one is named and the previous one used.
+ 4. The rows of the log are kept in the checkpoint: log.csv is rewritten from them, so it never runs ahead of the weights.
+ 5. SIGTERM and SIGINT end the step that is running, save, and leave.
+"""
+
+import csv
+import io
+import math
+import os
+import signal
+import sys
+import time
+
+import torch
+
+import ranks
+import slip
+
+CHECKPOINT, PREVIOUS, BEST = "checkpoint.pt", "checkpoint.previous.pt", "best.pt"
+
+
+class Stop(Exception):
+    """The run cannot go on; the message is one sentence for the user, `code` the exit code."""
+
+    def __init__(self, message, code=1):
+        super().__init__(message)
+        self.code = code
+
+
+def resume(out, args, free):
+    """The state to go on from in the folder `out`, or None for a new run; made if it is not there.
+
+    `args`: the run's arguments as plain data; they must be those of the checkpoint, except the names in `free`. Raises
+    ValueError or OSError with one sentence.
+    """
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise ValueError(f"--out {out} is a file, expected a folder or a new name")
+    os.makedirs(out, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise ValueError(f"no permission to write in --out {out}: choose another folder")
+    for name in (CHECKPOINT, PREVIOUS):
+        path = os.path.join(out, name)
+        if not os.path.exists(path):
+            continue
+        try:
+            state = slip.read(path)
+            if not isinstance(state.get("run"), dict) or "optimizer" not in state["run"]:
+                raise ValueError(f"{path} holds a model but no run to go on from")
+        except ValueError as error:
+            if name == PREVIOUS:
+                raise
+            if not os.path.exists(os.path.join(out, PREVIOUS)):
+                raise ValueError(f"{error}; nothing older is in {out}: choose another --out or remove the file") from None
+            ranks.warn(f"{error}; going on from {PREVIOUS}")
+            continue
+        then = state["run"]["args"]
+        changed = [n for n in args if n not in free and then.get(n) != args[n]]
+        if changed:
+            told = ", ".join(f"--{n.replace('_', '-')} was {then.get(n)} and is {args[n]}" for n in changed[:3])
+            raise ValueError(f"{out} holds another run ({told}): choose another --out to start anew")
+        return state
+    return None
+
+
+def unwrapped(model):
+    return model.module if hasattr(model, "module") else model
+
+
+def save(out, model, run):
+    """Rank 0 writes the checkpoint; the one before is kept."""
+    if ranks.rank():
+        return
+    path, previous = os.path.join(out, CHECKPOINT), os.path.join(out, PREVIOUS)
+    fresh = f"{path}.new"
+    try:
+        slip.save(fresh, unwrapped(model), run)
+        if os.path.exists(path):
+            os.replace(path, previous)
+        os.replace(fresh, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        for leftover in (fresh, f"{fresh}.tmp"):
+            if os.path.exists(leftover):
+                os.remove(leftover)
+        reason = str(error).splitlines()[0][:100]
+        raise Stop(f"cannot write {path} ({reason}): the last checkpoint is whole; free some space and start again") from None
+
+
+def write_log(out, rows):
+    """log.csv, as a whole, atomically."""
+    if ranks.rank() or not rows:
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path = os.path.join(out, "log.csv")
+    with open(f"{path}.tmp", "w") as file:
+        file.write(text.getvalue())
+    os.replace(f"{path}.tmp", path)
+
+
+class Live:
+    """One line that is overwritten on a terminal; in a pipe a plain line every `seconds`."""
+
+    def __init__(self, seconds=15):
+        self.terminal, self.seconds, self.last = sys.stdout.isatty(), seconds, time.monotonic()
+
+    def show(self, line):
+        now = time.monotonic()
+        if ranks.rank() or now - self.last < (0.2 if self.terminal else self.seconds):
+            return
+        self.last = now
+        print(f"\r\033[K{line}" if self.terminal else line, end="" if self.terminal else "\n", flush=True)
+
+    def clear(self):
+        if self.terminal and not ranks.rank():
+            print("\r\033[K", end="", flush=True)
+
+
+class Signals:
+    """SIGTERM and SIGINT are noted, and obeyed by all ranks at the end of the step."""
+
+    def __enter__(self):
+        self.caught, self.before = 0, {}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.before[number] = signal.signal(number, self.note)
+        return self
+
+    def note(self, number, frame):
+        self.caught = number
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def chunk_rows(model, rows, device):
+    """(rows of a chunk, whether activations must be made again): what fits the device, and on a CPU its cache.
+
+    A block keeps about 34 numbers of a token's width for the backward pass (its own arithmetic: qkv, attention, MLP). On a CPU
+    a chunk of 3,000 tokens ran fastest (bench.py).
+    """
+    tower, views = unwrapped(model).visual, 3
+    tokens = tower.positions.shape[1]
+    bytes_each = tokens * tower.width * len(tower.blocks) * 34 * (2 if device.type == "cuda" else 4) * views
+    if device.type == "cuda":
+        fits = max(1, int(0.6 * torch.cuda.mem_get_info(device)[0] / bytes_each))
+        return min(rows, fits), rows > fits
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(rows, max(1, 3000 // tokens)), rows * bytes_each > 0.4 * memory
+
+
+def spell(seconds):
+    minutes = int(seconds) // 60
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{int(seconds) % 60:02d}s"
+
+
+def fit(
+    model, optimizer, batches, loss_of, *, out, args, state, steps, epoch_steps, batch_size, columns, rate, after_step, after_epoch,
+    save_every=None, clip=None, bad_share=1.0,
+):  # fmt: skip
+    """Train to `steps`, starting after `state` (of `resume`); returns the rows of the log.
+
+    batches(steps) -> an iterator of the batches of these steps. loss_of(batch) -> (loss, {name: scalar tensor}).
+    rate(step) -> learning rate. after_step(step). after_epoch() -> (more columns, score to choose the best by or None).
+    `args` are saved with the checkpoint. `bad_share`: a larger share of bad pictures ends the run. Raises Stop.
+    """
+    run = state["run"] if state else dict(step=0, rows=[], sums={}, count=0, best=None, seen=0, bad=0)
+    run = {name: value for name, value in run.items() if name != "optimizer"} | {"args": args, "versions": versions()}
+    if state:
+        optimizer.load_state_dict(state["run"]["optimizer"])
+    live, begun, waited, told = Live(), time.monotonic(), 0.0, False
+    first, parameters = run["step"], [p for group in optimizer.param_groups for p in group["params"]]
+    epoch_begun, epoch_first = begun, first
+
+    def checkpoint():
+        save(out, model, run | {"optimizer": optimizer.state_dict(), "date": time.strftime("%Y-%m-%d %H:%M:%S")})
+        write_log(out, run["rows"])
+
+    with Signals() as signals:
+        stream = iter(batches(range(first, steps)))
+        for step in range(first, steps):
+            waiting = time.monotonic()
+            batch = next(stream)
+            waited += time.monotonic() - waiting
+            count_bad(run, batch.pop("skipped", ()), batch_size, bad_share, out)
+            lr = rate(step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group.get("lr_scale", 1.0)
+            torch.manual_seed(args["seed"] * 1_000_003 + step)
+            loss, stats = loss_of(batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            stats["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf)
+            stats = {"loss": loss.item()} | {name: float(value) for name, value in stats.items()}
+            if not (math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"])):
+                whole = os.path.join(out, CHECKPOINT)
+                whole = f"the last good checkpoint is {whole}" if os.path.exists(whole) else "no checkpoint was written yet"
+                raise Stop(
+                    f"loss {stats['loss']} with gradient norm {stats['grad_norm']} at step {step + 1}, learning rate {lr:.2g}: "
+                    f"stopped; {whole}; try a lower --lr or --clip-grad 1"
+                )
+            optimizer.step()
+            after_step(step)
+            run["step"], run["count"] = step + 1, run["count"] + 1
+            for name, value in stats.items():
+                run["sums"][name] = run["sums"].get(name, 0.0) + value
+
+            elapsed, done = time.monotonic() - begun, step + 1 - first
+            share = waited / elapsed
+            speed = (step + 1 - epoch_first) * batch_size / (time.monotonic() - epoch_begun)
+            shown = "  ".join(f"{name} {value:.3g}" for name, value in stats.items())
+            left = spell(elapsed / done * (steps - step - 1))
+            line = f"step {step + 1}/{steps}  {shown}  lr {lr:.1e}  {speed:.0f} images/s  wait {share:.0%}  {left} left"
+            live.show(line)
+            if share > 0.1 and done >= 20 and not told:
+                told = True
+                ranks.warn(f"{share:.0%} of the time is spent waiting for pictures: type --workers {args['workers'] + 2} or more")
+
+            ended = (step + 1) % epoch_steps == 0 or step + 1 == steps
+            if ended:
+                live.clear()
+                means = {name: value / run["count"] for name, value in run["sums"].items()}
+                measured, score = after_epoch()
+                row = dict(epoch=-(-(step + 1) // epoch_steps), step=step + 1, **means, lr=lr, images_per_s=speed) | measured
+                row = {n: row.get(n, "") for n in columns}
+                row = {n: round(v, 5) if isinstance(v, float) and n != "lr" else v for n, v in row.items()}
+                run |= {"rows": [*run["rows"], row], "sums": {}, "count": 0}
+                show_row(row, first_row=len(run["rows"]) == 1 or epoch_first == first)
+                if score is not None and (run["best"] is None or score > run["best"]):
+                    run["best"] = score
+                    if ranks.rank() == 0:
+                        slip.save(os.path.join(out, BEST), unwrapped(model), {"args": args, "step": step + 1})
+                epoch_begun, epoch_first = time.monotonic(), step + 1
+            caught = signals.caught if ranks.world() == 1 else int(ranks.total(torch.tensor(signals.caught)))
+            if ended or caught or (save_every and (step + 1) % save_every == 0):
+                checkpoint()
+            if caught and step + 1 < steps:
+                live.clear()
+                raise Stop(f"stopped by a signal after step {step + 1}, saved: the same line goes on from here", 143)
+    return run["rows"]
+
+
+def count_bad(run, names, batch_size, bad_share, out):
+    """Bad pictures: named in skipped.txt, counted; too many end the run."""
+    bad = len(names)
+    if names:
+        with open(os.path.join(out, "skipped.txt"), "a", encoding="utf-8", errors="replace") as file:
+            file.write("".join(f"{name}\n" for name in names))
+    if ranks.world() > 1:
+        bad = int(ranks.total(torch.tensor(bad)))
+    run["seen"], run["bad"] = run["seen"] + batch_size, run["bad"] + bad
+    if run["bad"] > bad_share * run["seen"] and run["seen"] >= 20 * batch_size or bad > batch_size / 2:
+        raise Stop(
+            f"{run['bad']} of {run['seen']} pictures cannot be read, more than {bad_share:.0%}: see {os.path.join(out, 'skipped.txt')}"
+        )
+
+
+def show_row(row, first_row):
+    """A row of the log as a line of a table, under its head."""
+    cells = {n: f"{v:.3g}" if isinstance(v, float) else str(v) for n, v in row.items()}
+    widths = {n: max(len(n), 8) for n in cells}
+    if first_row:
+        ranks.say("  ".join(f"{n:>{widths[n]}}" for n in cells))
+    ranks.say("  ".join(f"{cells[n]:>{widths[n]}}" for n in cells))
+
+
+def versions():
+    import torchvision
+
+    return {"python": sys.version.split()[0], "torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}

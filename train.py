@@ -1,0 +1,310 @@
+"""Pre-training: one vision transformer, the sum of two losses.
+
+    python train.py                                      # the built-in scenes, minutes on a laptop; runs/scenes-slip/
+    python train.py --method clip --data fashionmnist     # another method, another set
+    python train.py --data imagenet --epochs 25           # the paper's recipe; ImageNet under data/imagenet
+    torchrun --nproc_per_node=8 train.py --data imagenet  # the same on eight GPUs: the batch size is global
+"""
+
+import argparse
+import os
+import sys
+
+import torch
+
+import data
+import loop
+import ranks
+import recipe
+import slip
+import zeroshot
+from losses import info_nce
+from text import Tokenizer
+from vit import SIZES, count_parameters
+
+COLUMNS = (
+    "epoch step loss clip_loss ssl_loss clip_acc ssl_acc logit_scale grad_norm lr images_per_s zeroshot_top1".split()
+)
+# Flags that say where and how fast, not what: they may change when a run goes on.
+FREE = {"out", "root", "workers", "device", "micro_batch", "save_every", "compile"}
+
+
+def objective(model, features, ssl_scale):
+    """Algorithm 1 on the features of the global batch, [B, D] each -> (loss, what to log). CLIP, SimCLR: a term is missing."""
+    loss, stats = 0.0, {}
+    if model.text is not None:
+        image_embed = features["image_features"] @ model.image_projection  # [B, E]: f_i W_i
+        text_embed = features["text_features"] @ model.text_projection  # [B, E]: f_t W_t
+        scale = model.logit_scale.exp()  # the learned temperature is its inverse
+        clip_loss, clip_acc = info_nce(image_embed, text_embed, scale)
+        loss = clip_loss
+        stats |= dict(clip_loss=clip_loss, clip_acc=100 * clip_acc, logit_scale=scale)
+    if model.branch is not None:
+        ssl_loss, ssl_acc = model.branch(features)  # h(f_1), h(f_2), NT-Xent
+        stats |= dict(ssl_loss=ssl_loss, ssl_acc=100 * ssl_acc)
+        loss = ssl_loss if model.text is None else clip_loss + ssl_scale * ssl_loss
+    return loss, {name: value.detach() for name, value in stats.items()}
+
+
+def step_loss(model, args, device):
+    """-> loss_of(batch of the host): to the device, through the towers in chunks, gathered across ranks, the objective."""
+    inner = loop.unwrapped(model)
+
+    def loss_of(batch):
+        rows = len(next(iter(batch.values())))
+        if "caption" in batch:
+            batch["tokens"] = inner.tokenizer(batch.pop("caption"), inner.config.context)  # [b, L]
+        batch = {n: v if n.endswith("_params") else v.to(device, non_blocking=True) for n, v in batch.items()}
+        micro_batch, recompute = args.micro_batch or rows, args.recompute
+        with ranks.autocast(device, args.precision):
+            features = model(batch, data.device_views, micro_batch, recompute)
+            features = {name: ranks.gather(value) for name, value in features.items()}  # [B, D] each
+            return objective(inner, features, args.ssl_scale)
+
+    return loss_of
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        description="Train SLIP, CLIP or SimCLR. A flag left out takes the recipe's value for the method and the data "
+        "(recipe.py): for imagenet the paper's. The same line again goes on where a run was stopped.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=__doc__.split("\n\n", 1)[1],
+    )
+    what = parser.add_argument_group("what is trained")
+    what.add_argument("--method", default="slip", choices=slip.METHODS, help="the objective (default: %(default)s)")
+    what.add_argument("--model", help=f"image tower: {', '.join(SIZES)} (default: the recipe's)")
+    what.add_argument("--image-size", type=int, help="side of the views, pixels")
+    what.add_argument("--patch", type=int, help="side of a patch, pixels (default: the model's)")
+    what.add_argument("--vocab", help="train: merges learned on the captions; clip: CLIP's; or CLIP's file")
+    what.add_argument("--ssl-scale", type=float, help="weight of the self-supervised loss (the paper: 1)")
+    what.add_argument("--ssl-temp", type=float, help="temperature of NT-Xent (the paper: 0.1)")
+    pictures = parser.add_argument_group("on what")
+    pictures.add_argument("--data", default="scenes", help="scenes (built in), imagenet, fashionmnist, cifar10, cifar100 or a "
+                          "folder under --root with train/<class name>/ (default: %(default)s)")  # fmt: skip
+    pictures.add_argument("--root", default="data", help="folder that holds the sets (default: %(default)s)")
+    pictures.add_argument("--captions", type=int, metavar="N", help="captions for N pictures only; self-supervision sees all")
+    pictures.add_argument("--clip-aug", choices=["light", "simclr"], default="light",
+                          help="the language loss's view: the paper's light crop, or SimCLR's strong view")  # fmt: skip
+    pictures.add_argument("--light-crop", type=float, help="smallest share of the picture in a light crop (the paper: 0.5)")
+    pictures.add_argument("--strong-crop", type=float, help="the same in a strong view (the paper: 0.08)")
+    how = parser.add_argument_group("how")
+    how.add_argument("--epochs", type=int, help="passes over the pictures")
+    how.add_argument("--max-steps", type=int, help="end, and the cosine with it, after so many steps")
+    how.add_argument("--batch-size", type=int, help="pictures in a step, over all ranks")
+    how.add_argument("--micro-batch", type=int, help="rows that go through the towers at once; same gradient, less memory")
+    how.add_argument("--lr", type=float, help="peak learning rate")
+    how.add_argument("--wd", type=float, help="weight decay of matrices")
+    how.add_argument("--warmup-epochs", type=float, help="epochs of linear warm-up (the paper: 1)")
+    how.add_argument("--clip-grad", type=float, help="largest norm of the gradient (default, and the paper: no limit)")
+    how.add_argument("--overfit", action="store_true", help="one batch again and again: does anything learn?")
+    how.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    where = parser.add_argument_group("where")
+    where.add_argument("--out", help="run folder: checkpoint.pt, best.pt, log.csv (default: runs/DATA-METHOD)")
+    where.add_argument("--save-every", type=int, metavar="STEPS", help="checkpoints within an epoch as well")
+    where.add_argument("--workers", type=int, default=min(4, (os.cpu_count() or 2) - 1), help="processes that decode")
+    where.add_argument("--device", help="cpu, cuda or cuda:N (default: the best at hand)")
+    where.add_argument("--precision", choices=["fp32", "bf16"], help="default: bf16 autocast on CUDA, fp32 on the CPU")
+    where.add_argument("--compile", action="store_true", help="torch.compile the towers: slower to start, faster to run")
+    return parser
+
+
+def check(args):
+    """Values that no set or model could make right."""
+    for name in ("epochs", "max_steps", "micro_batch", "save_every", "lr", "image_size", "patch", "captions", "clip_grad"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"found --{name.replace('_', '-')} {value}, expected more than 0")
+    if args.batch_size < 2:
+        raise ValueError(f"found --batch-size {args.batch_size}: a contrastive loss compares, type 2 or more")
+    if args.workers < 0 or args.seed < 0 or args.wd < 0 or args.ssl_scale < 0:
+        raise ValueError("--workers, --seed, --wd and --ssl-scale cannot be negative")
+    for name in ("light_crop", "strong_crop"):
+        if not 0 < getattr(args, name) <= 1:
+            raise ValueError(f"found --{name.replace('_', '-')} {getattr(args, name)}, expected a share between 0 and 1")
+
+
+def make_tokenizer(vocab, source):
+    """The tokenizer of --vocab, its merges learned on the captions of `source` if "train" says so."""
+    if vocab == "clip":
+        return Tokenizer.clip()
+    if vocab != "train":
+        return Tokenizer.clip(vocab)
+    if source.classes is None:
+        targets = [source.label(i) for i in range(len(source))]
+        return Tokenizer.train([c for t in targets for c in ([t] if isinstance(t, str) else t)])
+    names = [n for entry in source.classes for n in ([entry] if isinstance(entry, str) else entry)]
+    templates = data.tasks.captions(source.name)
+    return Tokenizer.train([template.format(name) for template in templates for name in names for _ in range(2)])
+
+
+def set_up(args):
+    """Resolve every flag, open everything; raises ValueError or OSError with one sentence, before anything is written."""
+    for name, value in recipe.recipe(args.method, args.data).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    check(args)
+    language, partner = slip.METHODS[args.method]
+    args.out = args.out or os.path.join("runs", f"{args.data}-{args.method}")
+    device = ranks.start(args.device)
+    whole = data.open_source(args.data, args.root, "train")
+    kept, held = data.holdout(len(whole), args.seed)
+    source, held = data.part(whole, kept), data.part(whole, held)
+    captioned, other = source, None
+    if args.captions and language:
+        if args.captions > len(source):
+            raise ValueError(f"found --captions {args.captions}, {args.data} has {len(source)} pictures to train on")
+        captioned = data.part(source, data.permutation(len(source), args.seed, 0)[: args.captions])
+        other = source
+    smallest = min(len(captioned), len(source))
+    if args.batch_size > smallest:
+        raise ValueError(f"found --batch-size {args.batch_size}, there are {smallest} pictures: type {smallest} or less")
+    if ranks.world() > args.batch_size:
+        raise ValueError(f"{ranks.world()} ranks cannot share a batch of {args.batch_size}")
+    tokenizer = make_tokenizer(args.vocab, captioned) if language else None
+    config = slip.configure(
+        args.method, args.model, image_size=args.image_size, patch=args.patch, ssl_temp=args.ssl_temp,
+        vocab_size=tokenizer.vocab_size if tokenizer else None,
+    )  # fmt: skip
+    args.image_size, args.patch = config.image_size, config.patch
+    torch.manual_seed(args.seed)
+    model = slip.build(config)
+    model.tokenizer = tokenizer
+    args.epoch_steps = len(source) // args.batch_size
+    args.steps = args.max_steps or args.epochs * args.epoch_steps
+    state = loop.resume(args.out, vars(args), FREE | {"recompute"})
+    if state:
+        model.load_state_dict(state["weights"])
+    pair = data.PAIRS[partner] if partner else None
+    clip_strong = data.augment.SIMCLR if args.clip_aug == "simclr" else None
+    views = data.Views(
+        captioned, other, image_size=args.image_size, seed=args.seed, light_crop=args.light_crop,
+        strong_crop=args.strong_crop, language=language, pair=pair, clip_strong=clip_strong,
+    )  # fmt: skip
+    return device, model.to(device), state, views, held
+
+
+def announce(args, model, device, views, state):
+    """What was resolved, and what chance looks like."""
+    b = args.batch_size
+    share = len(ranks.mine(range(b)))
+    chunks = -(-share // args.micro_batch)
+    ranks.say(f"{args.method} {args.model}: {count_parameters(model):,} parameters, {args.image_size} px, patch {args.patch}")
+    captions = f", captions for {len(views.captioned):,} of them" if views.other is not None else ""
+    ranks.say(f"{args.data}: {len(views.other or views.captioned):,} pictures{captions}; {args.epoch_steps} steps an epoch")
+    again = ", activations made again in the backward pass" if args.recompute else ""
+    ranks.say(
+        f"batch {b} = {ranks.world()} ranks x {chunks} chunks of {args.micro_batch}{again}; {args.steps} steps, "
+        f"lr {args.lr:g}, wd {args.wd:g}; {device}, {args.precision or ('bf16' if device.type == 'cuda' else 'fp32')}"
+    )
+    chance = [f"clip_loss {torch.log(torch.tensor(float(b))):.2f} = log {b}"] if model.text is not None else []
+    if model.branch is not None:
+        chance.append(f"ssl_loss {torch.log(torch.tensor(2.0 * b - 1)):.2f} = log {2 * b - 1}")
+    ranks.say(f"chance: {', '.join(chance)}; accuracies {100 / b:.2f}% and {100 / (2 * b - 1):.2f}%")
+    if state:
+        ranks.say(f"going on from step {state['run']['step']} of {args.out}")
+    if model.branch is not None and b < 32:
+        ranks.warn(f"BatchNorm's statistics over a batch of {b} are rough: type --batch-size 32 or more")
+
+
+class Evaluation:
+    """After each epoch: zero-shot on the test split for the log; on the held-out part of the training set for best.pt."""
+
+    def __init__(self, args, model, device, held):
+        self.args, self.model, self.device, self.held = args, model, device, held
+        try:
+            self.test = data.open_source(args.data, args.root, "test")
+        except (ValueError, FileNotFoundError) as error:
+            self.test = None
+            ranks.warn(f"no zero-shot column in the log: {error}")
+
+    def __call__(self):
+        if self.model.text is None:
+            return {}, None
+        columns, score = {}, None
+        if self.test is not None:
+            columns["zeroshot_top1"] = zeroshot.evaluate(self.model, self.test, self.device)["top1"]
+        if len(self.held) and self.held.classes is not None:
+            score = zeroshot.evaluate(self.model, self.held, self.device)["top1"]
+        elif len(self.held) > 1:
+            score = -self.held_loss()
+        return columns, score
+
+    @torch.no_grad()
+    def held_loss(self):
+        """InfoNCE of the held-out pictures and captions, in batches of at most 256."""
+        training, losses = self.model.training, []
+        self.model.eval()
+        views = data.Views(self.held, None, image_size=self.args.image_size, seed=0, light_crop=1.0, strong_crop=1.0,
+                           language=True, pair=None)  # fmt: skip
+        for start in range(0, len(self.held) - 1, 256):
+            keys = [((0, i), (0, i)) for i in range(start, min(start + 256, len(self.held)))]
+            batch = data.collate([views[key] for key in keys])
+            image_embed = self.model.encode_image(data.augment.normalise(batch["images"].to(self.device)))
+            text_embed = self.model.encode_text(self.model.tokenizer(batch["caption"]).to(self.device))
+            losses.append(info_nce(image_embed, text_embed, self.model.logit_scale.exp())[0].item())
+        self.model.train(training)
+        return sum(losses) / len(losses)
+
+
+def main(argv=None):
+    parser = arguments()
+    args = parser.parse_args(argv)
+    try:
+        device, model, state, views, held = set_up(args)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    share = len(ranks.mine(range(args.batch_size)))
+    rows, args.recompute = loop.chunk_rows(model, share, device)
+    args.micro_batch = min(args.micro_batch or rows, share)
+    announce(args, model, device, views, state)
+    evaluation = Evaluation(args, model, device, held)
+    if args.compile:
+        model.visual.compile()
+    optimizer = torch.optim.AdamW(
+        recipe.parameter_groups(model, args.wd), lr=args.lr, betas=recipe.BETAS, eps=recipe.EPS, fused=True
+    )
+    wrapped = ranks.wrap(model.train(), device)
+
+    def batches(steps):
+        steps = [0] * len(steps) if args.overfit else steps
+        other = len(views.other) if views.other is not None else None
+        sampler = data.Batches(len(views.captioned), other, args.batch_size, args.seed, steps, ranks.mine)
+        return data.loader(views, sampler, args.workers, pin=device.type == "cuda")
+
+    def after_step(step):
+        if model.text is not None:
+            model.logit_scale.data.clamp_(0, 4.6052)  # a scale of 1 to 100
+        if model.branch is not None:
+            model.branch.after_step(model.visual, (step + 1) / args.steps)
+
+    warmup = min(args.warmup_epochs * args.epoch_steps, args.steps / 10)
+    try:
+        rows = loop.fit(
+            wrapped, optimizer, batches, step_loss(wrapped, args, device), out=args.out, args=vars(args), state=state,
+            steps=args.steps, epoch_steps=args.epoch_steps, batch_size=args.batch_size, columns=COLUMNS,
+            rate=lambda step: recipe.learning_rate(step, args.steps, warmup, args.lr), after_step=after_step,
+            after_epoch=evaluation, save_every=args.save_every, clip=args.clip_grad, bad_share=data.BAD_SHARE,
+        )  # fmt: skip
+    except loop.Stop as stop:
+        print(f"\n{stop}", file=sys.stderr, flush=True)
+        return stop.code
+    report(args, model, device)
+    ranks.stop()
+    return rows
+
+
+def report(args, model, device):
+    """The end of a run: zero-shot on every task of the set, and where to go from here."""
+    names = data.SCENES if args.data == "scenes" else [args.data]
+    for name in names if model.text is not None else []:
+        source = data.open_source(name, args.root, "test")
+        result = zeroshot.evaluate(model, source, device)
+        ranks.say(f"{name}: zero-shot top-1 {result['top1']:.1f}% of {len(source.classes)} classes (chance {100 / len(source.classes):.1f}%)")
+    path = os.path.join(args.out, loop.CHECKPOINT)
+    ranks.say(f"saved {path}; try: python zeroshot.py --checkpoint {path} --data {args.data}")
+
+
+if __name__ == "__main__":
+    result = main()
+    sys.exit(result if isinstance(result, int) else 0)

@@ -1,0 +1,138 @@
+"""Zero-shot transfer: name the class of a picture by the caption that fits it best.
+
+    python zeroshot.py --checkpoint runs/scenes-slip/checkpoint.pt --data scenes     # the built-in test split, seconds
+    python zeroshot.py --checkpoint F --image cat.jpg --classes "a dog,a cat"         # one picture
+
+Paper: section 4.2. For each class every prompt is filled and encoded, each embedding normalised, their mean normalised again;
+a picture's class is the one of largest cosine.
+"""
+
+import argparse
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Subset
+
+import augment
+import data
+import ranks
+import slip
+import tasks
+
+
+@torch.no_grad()
+def classifier(model, names, templates, device):
+    """Class names (a string, or a list of names, each) and templates with {} -> unit embeddings [K, E]."""
+    if model.tokenizer is None:
+        raise ValueError("this checkpoint has no tokenizer: CLIP's is read from an installed open_clip (pip install open_clip_torch)")
+    names = [[name] if isinstance(name, str) else list(name) for name in names]
+    texts = [template.replace("{}", name) for synonyms in names for name in synonyms for template in templates]
+    embeds = []
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # like lengths together: less padding to work through
+    for start in range(0, len(order), 256):
+        tokens = model.tokenizer([texts[i] for i in order[start : start + 256]], model.config.context)
+        embeds.append(F.normalize(model.encode_text(tokens.to(device)).float(), dim=-1))  # [256, E]
+    embeds = torch.cat(embeds)[torch.tensor(order).argsort()]  # [all prompts, E], in the order of `texts`
+    groups = embeds.split([len(synonyms) * len(templates) for synonyms in names])
+    return F.normalize(torch.stack([group.mean(0) for group in groups]), dim=-1)
+
+
+@torch.no_grad()
+def over(source, image_size, device, apply, *, resize=None, workers=0, batch=256):
+    """Apply a function to the evaluation views of a source, sharded over the ranks: (results [n, ...], labels [n]) of all."""
+    indices = ranks.mine(range(len(source)))
+    loader = DataLoader(
+        Subset(data.Labelled(source, image_size, resize), indices), batch, num_workers=workers, worker_init_fn=data.one_thread
+    )
+    results, labels = [], []
+    for images, targets in loader:
+        with ranks.autocast(device):
+            results.append(apply(augment.normalise(images.to(device))).float())
+        labels.append(targets.to(device))
+    return ranks.gather(torch.cat(results)), ranks.gather(torch.cat(labels))
+
+
+def metrics(scores, labels):
+    """Scores [n, K] and labels [n] -> top-1, top-5 and mean per class, in per cent."""
+    top = scores.topk(min(5, scores.shape[1]), dim=1).indices  # [n, 5]
+    hits = top == labels[:, None]
+    first = hits[:, 0].float()
+    counts = torch.bincount(labels, minlength=scores.shape[1])
+    right = torch.bincount(labels, weights=first, minlength=scores.shape[1])
+    seen = counts > 0
+    return {
+        "top1": 100 * first.mean().item(),
+        "top5": 100 * hits.any(1).float().mean().item(),
+        "per_class": 100 * (right[seen] / counts[seen]).mean().item(),
+    }
+
+
+def evaluate(model, source, device, *, names=None, templates=None, workers=0):
+    """Zero-shot accuracy of a model on a labelled source: {"top1", "top5", "per_class"}, per cent. Leaves its mode as it was."""
+    training = model.training
+    model.eval()
+    weights = classifier(model, names or source.classes, templates or tasks.prompts(source.name), device)  # [K, E]
+    scores, labels = over(
+        source, model.config.image_size, device, lambda x: F.normalize(model.encode_image(x), dim=-1) @ weights.T, workers=workers
+    )
+    model.train(training)
+    return metrics(scores, labels)
+
+
+def name_picture(model, path, names, templates, device):
+    """Probabilities of the names for one picture file, the likeliest first: [(probability, name)]."""
+    view = augment.evaluation_view(data.read_picture(path), model.config.image_size)
+    with torch.no_grad():
+        embed = F.normalize(model.encode_image(augment.normalise(view[None].to(device))), dim=-1)  # [1, E]
+        logits = model.logit_scale.exp() * embed @ classifier(model, names, templates, device).T  # [1, K]
+    return sorted(zip(logits.softmax(1)[0].tolist(), names), reverse=True)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description="Zero-shot transfer of a trained or published model.")
+    parser.add_argument("--checkpoint", required=True, help="a run's checkpoint.pt or a published weight file")
+    parser.add_argument("--data", default="scenes", help="the labelled set (default: %(default)s)")
+    parser.add_argument("--root", default="data", help="folder that holds the sets (default: %(default)s)")
+    parser.add_argument("--labels", help="published labels.json, read under the name of the set")
+    parser.add_argument("--templates", help="published templates.json, read under the name of the set")
+    parser.add_argument("--image", help="name one picture instead of testing on a set")
+    parser.add_argument("--classes", help='with --image: the names to choose from, as "a dog,a cat"')
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the best at hand)")
+    return parser
+
+
+def main(argv=None):
+    parser = arguments()
+    args = parser.parse_args(argv)
+    try:
+        device = ranks.start(args.device)
+        model = slip.load(args.checkpoint).to(device)
+        model.needs_language("zero-shot transfer")
+        if args.image:
+            if not args.classes:
+                raise ValueError('--image wants names to choose from: type --classes "a dog,a cat"')
+            names = [name.strip() for name in args.classes.split(",") if name.strip()]
+            found = name_picture(model, args.image, names, ("{}",), device)
+        else:
+            source = data.open_source(args.data, args.root, "test")
+            names = tasks.read_published(args.labels, args.data) if args.labels else source.classes
+            templates = tasks.read_published(args.templates, args.data) if args.templates else tasks.prompts(args.data)
+            if len(names) != len(source.classes):
+                raise ValueError(f"{args.labels} names {len(names)} classes, {args.data} has {len(source.classes)}")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    if args.image:
+        for probability, name in found:
+            print(f"{probability:6.1%}  {name}")
+        return 0
+    result = evaluate(model, source, device, names=names, templates=templates, workers=args.workers)
+    ranks.say(f"{args.data}: {len(source):,} test pictures, {len(names)} classes (chance {100 / len(names):.1f}%)")
+    ranks.say(f"  top-1 {result['top1']:.2f}%   top-5 {result['top5']:.2f}%   mean per class {result['per_class']:.2f}%")
+    ranks.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
