@@ -2,14 +2,14 @@
 
 Paper: section 3 and implementation details; the strong pair is SimCLR's (Chen et al. 2020, appendix A).
 
-    host, a picture     PIL --crop_box, crop--> uint8 [3, 224, 224];  --draw--> parameters [13] of a strong view
-    device, the batch   uint8 [B, 3, 224, 224] --normalise--> float [B, 3, 224, 224]                 (light)
-                        uint8 [B, 3, 224, 224], parameters [B, 13] --strong--> float [B, 3, 224, 224]
+    host, one picture     PIL --crop_box, crop--> uint8 [3, 224, 224];  --draw--> parameters [13]
+    device, the batch     uint8 [B, 3, 224, 224] --normalise--> float [B, 3, 224, 224]             (light)
+                          uint8 [B, 3, 224, 224], parameters [B, 13] --strong--> float [B, 3, 224, 224]
 
-Every draw is from the caller's `np.random.default_rng((seed, epoch, index))`, so a view is a function of these.
-Not here: opening pictures and seeding (data.py), masks of patches (selfsup.py), RandAugment and mixup (finetune.py).
+All is drawn from the caller's `np.random.default_rng((seed, epoch, index))`: a view is a function of these.
+Not here: opening pictures and seeding (data.py), masks of patches (selfsup.py), mixup (finetune.py).
 
-    python augment.py [IMAGE] --out views.png    # the views of a picture, side by side; a few seconds
+    python augment.py [IMAGE] --out views.png    # the views of a picture, side by side; 4 s
 """
 
 import argparse
@@ -30,7 +30,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
 def crop_box(rng, width, height, scale, ratio=(3 / 4, 4 / 3)):
-    """A random (left, top, right, bottom): area uniform in `scale`, aspect log-uniform in `ratio` (Inception's)."""
+    """A random (left, top, right, bottom): area uniform in `scale`, aspect in `ratio` (uniform logarithm)."""
     for area, aspect, x, y in rng.random((10, 4)).tolist():
         area = width * height * (scale[0] + (scale[1] - scale[0]) * area)
         aspect = ratio[0] * (ratio[1] / ratio[0]) ** aspect
@@ -45,10 +45,10 @@ def crop_box(rng, width, height, scale, ratio=(3 / 4, 4 / 3)):
 
 
 def crop(image, box, size):
-    """The part `box` (whole numbers) of an RGB picture -> uint8 [3, size, size], as torchvision's resized_crop.
+    """The part `box` (whole numbers) of an RGB picture -> uint8 [3, size, size]: torchvision's resized_crop.
 
-    torch's resize of bytes takes 0.4 of the time of PIL's and agrees within 1 of 255. From a box of over 6 x size PIL
-    averages whole blocks first: half the time at 4000 x 3000, within 4 of 255 (mean 0.6, on noise).
+    torch's resize of bytes takes 0.4 of the time of PIL's, within 1 of 255. If a box is more than 6 x size,
+    PIL averages blocks first: 0.2 of the time at 4000 x 3000, within 4 of 255 (mean 0.6, both on noise).
     """
     if min(box[2] - box[0], box[3] - box[1]) > 6 * size:
         return pixels(image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3))
@@ -57,7 +57,7 @@ def crop(image, box, size):
 
 
 def evaluation_view(image, size, resize=None):
-    """Short side to `resize` (default: size, the paper's zero-shot), then the centre -> uint8 [3, size, size]."""
+    """Short side to `resize` (default: size, as in zero-shot), then the centre -> uint8 [3, size, size]."""
     resize = resize or size
     if resize < size:
         raise ValueError(f"found resize={resize}, expected at least size={size}: pass resize={size} or more")
@@ -100,9 +100,8 @@ MOCOV3_1, MOCOV3_2 = BYOL_1, BYOL_2  # MoCo v3 (arXiv 2104.02057) takes them ove
 BEIT = Strong(hue=0.0, jitter_p=1.0, grayscale_p=0.0, blur_p=0.0)  # BEiT (arXiv 2106.08254): little colour
 
 # The parameters of a strong view; first to fourth say which of JITTER is done when, by its index.
-COLUMNS = (
-    "flip jitter brightness contrast saturation hue first second third fourth gray sigma solarise".split()
-)
+COLUMNS = ("flip", "jitter", "brightness", "contrast", "saturation", "hue")
+COLUMNS += ("first", "second", "third", "fourth", "gray", "sigma", "solarise")
 
 
 def draw(rng, recipe):
@@ -115,10 +114,9 @@ def draw(rng, recipe):
     turn = recipe.hue * (2 * u[3] - 1)
     order = sorted(range(4), key=u[4:8].__getitem__)
     sigma = recipe.sigma[0] + (recipe.sigma[1] - recipe.sigma[0]) * u[8] if u[9] < recipe.blur_p else 0.0
-    flip, jitter, gray = u[10] < recipe.flip_p, u[11] < recipe.jitter_p, u[12] < recipe.grayscale_p
-    return np.array(
-        [flip, jitter, *factors, turn, *order, gray, sigma, u[13] < recipe.solarise_p], np.float32
-    )
+    flip, jitter = u[10] < recipe.flip_p, u[11] < recipe.jitter_p
+    gray, solarise = u[12] < recipe.grayscale_p, u[13] < recipe.solarise_p
+    return np.array([flip, jitter, *factors, turn, *order, gray, sigma, solarise], dtype=np.float32)
 
 
 # On the device: x is float [B, 3, H, W] in [0, 1], a factor is [B], one for each image
@@ -147,19 +145,19 @@ def saturation(x, factor):
 
 
 def hue(x, turn):
-    """Turn the hue of HSV by `turn` of its circle, -0.5 to 0.5; a pixel keeps its largest and smallest channel.
+    """Turn the hue of HSV by `turn` of its circle, -0.5 to 0.5; a pixel's largest and smallest value stay.
 
-    With a pixel's channels stretched to 0 for the smallest and 1 for the largest, its hue in sixths of the circle is
-    1 - r + g + b, negative where g < b. No case for each sector: 18 x as fast as torchvision's on one core. A rotation
-    about the gray axis is 2.1 x faster still, but for a tenth of a turn 0.065 away in the mean: not taken.
+    With these stretched to 1 and 0, the hue in sixths of the circle is 1 - r + g + b, negative where g < b. No
+    case for each sector, so a tenth of the time of torchvision's on one core. A rotation about the gray axis
+    takes half of that, but after a tenth of a turn its colours are 0.065 (of 1) away in the mean: not taken.
     """
     r, g, b = x.split(1, dim=1)  # [B, 1, H, W]
     low = x.amin(dim=1, keepdim=True)
     chroma = x.amax(dim=1, keepdim=True) - low
     sixths = (g + b - r - low).div_(chroma.clamp(min=1e-8)).add_(1).copysign_(g - b)  # gray pixels: any hue
     angle = sixths.div_(6) + each(turn)
-    # Red, green and blue lie at 0, 1/3 and 2/3 (the 2 avoids negatives). A channel is largest up to 1/6 of a turn
-    # from its place and smallest beyond 1/3.
+    # Red, green and blue lie at 0, 1/3 and 2/3 (the 2 avoids negatives). A channel is largest within 1/6 of a
+    # turn from its place, smallest beyond 1/3.
     angle = torch.cat([angle + 2, angle + 5 / 3, angle + 4 / 3], dim=1).frac_()  # [B, 3, H, W]
     return angle.sub_(0.5).abs_().mul_(6).sub_(1).clamp_(0, 1).mul_(chroma).add_(low)
 
@@ -169,11 +167,11 @@ def grayscale(x):
 
 
 def blur(x, sigma):
-    """Gaussian blur. sigma counts pixels of a 224-pixel view and is scaled by H / 224: a 32-pixel view is hardly
-    changed, where 2 of its own pixels would wipe it out (SimCLR does not blur CIFAR).
+    """Gaussian blur. sigma counts pixels of a 224-pixel view, so it is scaled by H / 224: a 32-pixel view
+    hardly changes, where a sigma of 2 of its own pixels would wipe it out (SimCLR does not blur CIFAR).
 
-    At 224 there are 13 taps, three times the largest sigma of 2 to each side: they leave out 0.1% of the Gaussian.
-    Sums of shifted images: no slower than a depthwise convolution on one core, and float32 under autocast.
+    At 224 there are 13 taps, 3 x the largest sigma of 2 on each side: 0.1% of that Gaussian is left out.
+    Shifted sums: 0.65 of the time of a depthwise convolution on one core, and float32 under autocast.
     """
     radius, sigma = math.ceil(6 * x.shape[2] / 224), sigma[:, None] * x.shape[2] / 224
     offsets = torch.arange(-radius, radius + 1, device=x.device)
@@ -205,7 +203,7 @@ def standardise(x):
 
 
 def normalise(images):
-    """uint8 [B, 3, H, W] -> float32 [B, 3, H, W] of ImageNet's mean and deviation: all that a light view needs."""
+    """uint8 [B, 3, H, W] -> float32 [B, 3, H, W] of ImageNet's mean and deviation: all a light view needs."""
     return standardise(unit(images))
 
 
@@ -215,14 +213,14 @@ JITTER = (brightness, contrast, saturation, hue)
 def strong(images, params):
     """uint8 [B, 3, H, W] on any device, params [B, 13] on the host -> normalised float32 [B, 3, H, W].
 
-    The parameters stay on the host, where they decide which images an operation touches: the others cost nothing
-    and nobody waits for the device. What becomes of an image does not depend on its neighbours in the batch.
+    The parameters stay on the host, where they decide which images an operation touches: the others cost
+    nothing, and nobody waits for the device. An image's result does not depend on the rest of the batch.
     """
-    params, expected = np.asarray(params), (len(images), len(COLUMNS))
+    params, expected = np.asarray(params, dtype=np.float32), (len(images), len(COLUMNS))
     if params.shape != expected:
         advice = "stack what draw returns, a row for each image"
         raise ValueError(f"found parameters of shape {params.shape}, expected {expected}: {advice}")
-    # A large image goes through all operations while it is in a CPU's cache: 0.7 of the time of the batch at once.
+    # A large image goes through all operations while in a CPU's cache: 0.7 of the time of all images at once.
     step = 1 if images.device.type == "cpu" and images.shape[-1] > 128 else max(1, len(images))
     out = torch.empty(images.shape, device=images.device)
     for start in range(0, len(images), step):
@@ -252,9 +250,7 @@ def some(x, chosen, operation, *factors):
 
 def drawn_picture(width=500, height=375):
     y, x = np.mgrid[:height, :width] / height
-    rgb = np.stack([0.5 + 0.4 * np.cos(5 * (x - phase)) for phase in (0, 0.4, 0.8)], axis=2) * (
-        1.1 - 0.7 * y[..., None]
-    )
+    rgb = np.stack([(0.5 + 0.4 * np.cos(5 * (x - at))) * (1.1 - 0.7 * y) for at in (0, 0.4, 0.8)], axis=2)
     rgb[np.hypot(x - 0.4, y - 0.4) < 0.2] = (0.95, 0.85, 0.2)
     rgb[(np.abs(x - 0.95) < 0.2) & (np.abs(y - 0.6) < 0.2) & (x * 20 % 2 < 1)] = (0.1, 0.3, 0.7)
     return Image.fromarray((rgb * 255).astype(np.uint8))

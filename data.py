@@ -166,7 +166,7 @@ def open_source(name, root="data", split="train"):
     )
 
 
-SCENES = {"scenes": "kind", "scenes-colour": "colour", "scenes-texture": "texture", "scenes-heldout": "kind"}
+SCENES = {"scenes": "kind", "scenes-kind": "kind", "scenes-colour": "colour", "scenes-texture": "texture", "scenes-heldout": "kind"}
 SCENES_COUNT = {"train": 8192, "test": 2400}
 
 

@@ -296,7 +296,7 @@ def main(argv=None):
 
 def report(args, model, device):
     """The end of a run: zero-shot on every task of the set, and where to go from here."""
-    names = data.SCENES if args.data == "scenes" else [args.data]
+    names = ["scenes", "scenes-colour", "scenes-heldout"] if args.data == "scenes" else [args.data]
     for name in names if model.text is not None else []:
         source = data.open_source(name, args.root, "test")
         result = zeroshot.evaluate(model, source, device)
