@@ -24,6 +24,7 @@ from PIL import Image
 from torchvision.utils import make_grid, save_image
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+BILINEAR = Image.Resampling.BILINEAR
 
 
 # On the host, a picture at a time
@@ -48,10 +49,10 @@ def crop(image, box, size):
     """The part `box` (whole numbers) of an RGB picture -> uint8 [3, size, size]: torchvision's resized_crop.
 
     torch's resize of bytes takes 0.4 of the time of PIL's, within 1 of 255. If a box is more than 6 x size,
-    PIL averages blocks first: 0.2 of the time at 4000 x 3000, within 4 of 255 (mean 0.6, both on noise).
+    PIL averages blocks first: 0.2 of the time at 4000 x 3000, within 4 of 255 (mean 0.7, both on noise).
     """
     if min(box[2] - box[0], box[3] - box[1]) > 6 * size:
-        return pixels(image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3))
+        return pixels(image.resize((size, size), BILINEAR, box=box, reducing_gap=3)).contiguous()
     part = pixels(image.crop(box))[None]
     return F.interpolate(part, (size, size), mode="bilinear", antialias=True)[0].contiguous()
 
@@ -67,7 +68,7 @@ def evaluation_view(image, size, resize=None):
         start = round((resized - size) / 2)
         box.append((start * side / resized, (start + size) * side / resized))
     (left, right), (top, bottom) = box
-    return pixels(image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom)))
+    return pixels(image.resize((size, size), BILINEAR, box=(left, top, right, bottom))).contiguous()
 
 
 def pixels(image):
@@ -147,9 +148,9 @@ def saturation(x, factor):
 def hue(x, turn):
     """Turn the hue of HSV by `turn` of its circle, -0.5 to 0.5; a pixel's largest and smallest value stay.
 
-    With these stretched to 1 and 0, the hue in sixths of the circle is 1 - r + g + b, negative where g < b. No
-    case for each sector, so a tenth of the time of torchvision's on one core. A rotation about the gray axis
-    takes half of that, but after a tenth of a turn its colours are 0.065 (of 1) away in the mean: not taken.
+    With these stretched to 1 and 0, the hue in sixths of the circle is 1 - r + g + b, negative where g < b.
+    No case for each sector, so a tenth of the time of torchvision's on one core. A rotation about the gray
+    axis takes half of that, but after a tenth of a turn its colours are 0.065 (of 1) away: not taken.
     """
     r, g, b = x.split(1, dim=1)  # [B, 1, H, W]
     low = x.amin(dim=1, keepdim=True)
@@ -171,7 +172,7 @@ def blur(x, sigma):
     hardly changes, where a sigma of 2 of its own pixels would wipe it out (SimCLR does not blur CIFAR).
 
     At 224 there are 13 taps, 3 x the largest sigma of 2 on each side: 0.1% of that Gaussian is left out.
-    Shifted sums: 0.65 of the time of a depthwise convolution on one core, and float32 under autocast.
+    Shifted sums: 0.7 of the time of a depthwise convolution on one core, and float32 under autocast.
     """
     radius, sigma = math.ceil(6 * x.shape[2] / 224), sigma[:, None] * x.shape[2] / 224
     offsets = torch.arange(-radius, radius + 1, device=x.device)
@@ -190,9 +191,7 @@ def solarise(x):
 def unit(images):
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         found = f"{images.dtype} {list(images.shape)}"
-        raise ValueError(
-            f"found images of {found}, expected torch.uint8 [B, 3, H, W]: stack what crop returns"
-        )
+        raise ValueError(f"found images of {found}, expected torch.uint8 [B, 3, H, W]: stack crop's results")
     return images.float().div_(255)
 
 
@@ -257,22 +256,15 @@ def drawn_picture(width=500, height=375):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description="Save a sheet of the views of a picture: what the tower sees."
-    )
-    parser.add_argument(
-        "image", nargs="?", metavar="IMAGE", help="any picture PIL opens (default: a drawn one)"
-    )
+    parser = argparse.ArgumentParser(description="Save a sheet of views of a picture: what the tower sees.")
+    parser.add_argument("image", nargs="?", metavar="IMAGE", help="what PIL opens (default: a drawn picture)")
     parser.add_argument("--out", default="views.png", help="the sheet, .png or .jpg (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws, 0 or more (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
-        if (
-            args.seed < 0
-            or Path(args.out).suffix not in (".png", ".jpg")
-            or not Path(args.out).parent.is_dir()
-        ):
-            found = f"found --seed {args.seed} --out {args.out}"
+        out = Path(args.out)
+        if args.seed < 0 or out.suffix not in (".png", ".jpg") or not out.parent.is_dir():
+            found = f"found --seed {args.seed} --out {out}"
             raise ValueError(f"{found}, expected 0 or more and a .png or .jpg in a directory that exists")
         picture = Image.open(args.image).convert("RGB") if args.image else drawn_picture()
     except (OSError, ValueError, Image.DecompressionBombError) as error:
@@ -281,19 +273,14 @@ def main(argv=None):
     rows = []
     for index in range(4):
         rng = np.random.default_rng((args.seed, 0, index))  # (seed, epoch, index)
-        boxes = [
-            crop_box(rng, *picture.size, (low, 1.0)) for low in (0.5, SIMCLR.min_scale, SIMCLR.min_scale)
-        ]
-        light, *pair = [crop(picture, box, 224) for box in boxes]
-        params = np.stack([draw(rng, SIMCLR) for _ in pair])
-        rows += [
-            normalise(torch.stack([evaluation_view(picture, 224), light])),
-            strong(torch.stack(pair), params),
-        ]
+        scales = [(0.5, 1.0), (SIMCLR.min_scale, 1.0), (SIMCLR.min_scale, 1.0)]
+        light, *pair = [crop(picture, crop_box(rng, *picture.size, scale), 224) for scale in scales]
+        rows.append(normalise(torch.stack([evaluation_view(picture, 224), light])))
+        rows.append(strong(torch.stack(pair), np.stack([draw(rng, SIMCLR) for _ in pair])))
     sheet = torch.cat(rows) * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
-    save_image(make_grid(sheet, nrow=4, pad_value=1.0), args.out)
+    save_image(make_grid(sheet, nrow=4, pad_value=1.0), out)
     print("columns: the picture as evaluation sees it, CLIP's light crop, a pair of SimCLR's strong views")
-    print(f"rows: four draws from seed {args.seed}. Saved as {args.out}")
+    print(f"rows: four draws from seed {args.seed}. Saved as {out}")
 
 
 if __name__ == "__main__":

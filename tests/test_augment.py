@@ -14,10 +14,33 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
 import augment
-from augment import BEIT, BYOL_1, BYOL_2, COLUMNS, MEAN, SIMCLR, STD, crop, crop_box, draw, evaluation_view
-from augment import main, normalise, strong
+from augment import (
+    BEIT,
+    BYOL_1,
+    BYOL_2,
+    COLUMNS,
+    MEAN,
+    SIMCLR,
+    STD,
+    crop,
+    crop_box,
+    draw,
+    evaluation_view,
+    main,
+    normalise,
+    strong,
+)
 
 ROUNDING = 1e-5  # float32, the same formula in another order
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads that wait for one another on a busy machine take longer than these small images."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def noise(*shape, seed=0):
@@ -121,7 +144,7 @@ def test_parameters_that_change_nothing_give_the_light_view(size):
 @pytest.mark.parametrize("size", [32, 160])
 def test_an_image_does_not_depend_on_its_batch(size):
     rng = np.random.default_rng(1)
-    images = (noise(24, 3, size, size) * 255).byte()
+    images = (noise(10, 3, size, size) * 255).byte()
     before, params = images.clone(), np.stack([draw(rng, BYOL_2) for _ in images])
     together = strong(images, params)
     alone = torch.cat([strong(images[i : i + 1], params[i : i + 1]) for i in range(len(images))])
@@ -189,6 +212,16 @@ def test_boxes_follow_the_law_of_torchvision():
             assert (np.abs(a.mean(0) - b.mean(0)) < 4 * error + 1e-9).all()
 
 
+def test_boxes_reach_every_place():
+    boxes = {crop_box(np.random.default_rng(i), 4, 4, (0.5, 0.6)) for i in range(300)}
+    assert {box[:2] for box in boxes if box[2] - box[0] == box[3] - box[1] == 3} == {
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+    }
+
+
 @pytest.mark.parametrize("width, height, box", [(1000, 10, (493, 0, 506, 10)), (10, 1000, (0, 493, 10, 506))])
 def test_a_long_picture_gives_its_centre(width, height, box):
     assert crop_box(np.random.default_rng(0), width, height, (0.5, 1.0)) == box
@@ -211,10 +244,10 @@ def test_crop_equals_torchvision_on_the_picture(picture, box, size):
 
 
 def test_crop_of_a_huge_picture_stays_within_four_of_255():
-    picture, box = photo(2000, 1500), (101, 57, 1800, 1403)
+    picture, box = reference.to_pil_image(noise(3, 1500, 2000)), (101, 57, 1800, 1403)
     difference = (crop(picture, box, 112).int() - pil_crop(picture, box, 112)).abs()
     inside = difference[:, 1:-1, 1:-1]  # at its border the filter of PIL sees the picture around the box
-    assert inside.max() <= 4 and difference.float().mean() < 0.6
+    assert inside.max() <= 4 and difference.float().mean() < 0.8
 
 
 @pytest.mark.parametrize("width, height", [(500, 375), (375, 500), (224, 224), (301, 77), (33, 32)])
@@ -259,10 +292,16 @@ def test_draws_have_the_probabilities_of_the_recipe(recipe):
         assert np.abs(p[name] - centre).max() <= strength + 1e-6
         assert abs(p[name].mean() - centre) <= 4 * strength / math.sqrt(3 * count), name  # of a uniform law
     blurred = p["sigma"][p["sigma"] > 0]
-    assert not len(blurred) or (blurred.min() >= 0.1 and blurred.max() <= 2.0)
+    if len(blurred):
+        assert blurred.min() >= 0.1 and blurred.max() <= 2.0
+        assert abs(blurred.mean() - 1.05) <= 4 * 1.9 / math.sqrt(12 * len(blurred))
     orders, counts = np.unique(np.stack([p[n] for n in COLUMNS[6:10]], axis=1), axis=0, return_counts=True)
     assert len(orders) == 24 and (np.sort(orders, axis=1) == range(4)).all()
     assert np.abs(counts - count / 24).max() <= 4 * math.sqrt(count / 24)
+    # And what is drawn is independent: no column goes along with another.
+    table = np.stack([p[n] for n in COLUMNS[:7]])
+    correlation = np.corrcoef(table[table.std(axis=1) > 0])
+    assert np.abs(correlation - np.eye(len(correlation))).max() < 4.5 / math.sqrt(count)
 
 
 # What is refused, and the sheet
@@ -283,9 +322,9 @@ def test_what_is_wrong_is_said_with_what_to_type():
 def test_main_saves_a_sheet_and_refuses_in_a_sentence(tmp_path, capsys):
     photo(60, 40).save(tmp_path / "photo.jpg")
     for arguments in ([], [str(tmp_path / "photo.jpg")]):
-        main([*arguments, "--out", str(tmp_path / "views.png")])
-        assert Image.open(tmp_path / "views.png").size == (4 * 226 + 2, 4 * 226 + 2)
-    assert "views.png" in capsys.readouterr().out
+        main([*arguments, "--out", str(tmp_path / "views.jpg")])
+        assert Image.open(tmp_path / "views.jpg").size == (4 * 226 + 2, 4 * 226 + 2)
+    assert "views.jpg" in capsys.readouterr().out
     for arguments in (["missing.jpg"], ["--out", "views.txt"], ["--seed", "-1"]):
         with pytest.raises(SystemExit) as stop:
             main(arguments)

@@ -1,7 +1,7 @@
 """The built-in pictures and captions against the tables of scenes.py: what is drawn, told and held out.
 
 Captions are read back with every synonym in the tables and compared with the scene they were written for.
-Shares over n captions must lie within four standard deviations, 4 sqrt(p (1 - p) / n), of the file's constants.
+Shares over n captions must lie within four standard deviations, 4 sqrt(p (1 - p) / n), of the constants.
 
     python -m pytest tests/test_scenes.py        # 4 s, no network
 """

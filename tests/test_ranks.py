@@ -1,0 +1,101 @@
+"""Ranks: gradients and weights of 1, 2 and 4 gloo processes against one another, and a gather that must be caught.
+
+    pytest tests/test_ranks.py
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+WORKER = """
+import sys, torch, torch.distributed as dist
+import ranks, slip, train
+from text import Tokenizer
+
+out, method, broken = sys.argv[1:]
+ranks.start("cpu")
+if broken == "broken":  # what the published CLIP loss does: gathered without gradient, own rows put back
+    def no_gradient(rows):
+        parts = [torch.empty_like(rows) for _ in range(ranks.world())]
+        dist.all_gather(parts, rows.detach())
+        parts[ranks.rank()] = rows
+        return torch.cat(parts)
+    ranks.gather = no_gradient
+torch.manual_seed(0)
+model = slip.build(slip.configure(method, "vit_tiny", vocab_size=520, text_depth=1, ssl_hidden=32)).double()
+generator = torch.Generator().manual_seed(1)
+batch = {n: torch.randn(8, 3, 32, 32, generator=generator).double() for n in ("images", "view1", "view2")}
+batch["tokens"] = torch.randint(1, 500, (8, 6), generator=generator)
+batch["tokens"][:, 5] = 519
+wrapped = ranks.wrap(model, torch.device("cpu"))
+features = wrapped({n: ranks.mine(v) for n, v in batch.items()}, dict, 3, True)
+loss, _ = train.objective(model, {n: ranks.gather(v) for n, v in features.items()}, 1.0)
+loss.backward()
+if ranks.rank() == 0:
+    state = {n: p.grad for n, p in model.named_parameters()} | {n: b for n, b in model.named_buffers()}
+    torch.save({"loss": loss.detach()} | state, out)
+ranks.stop()
+"""
+
+
+def launch(processes, script, *arguments):
+    """Run a script's text on gloo processes, as torchrun would; returns when all have ended well."""
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 1000 + processes)}
+    env |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes)}
+    running = [
+        subprocess.Popen([sys.executable, "-c", script, *arguments], env=env | {"RANK": str(r), "LOCAL_RANK": str(r)})
+        for r in range(processes)
+    ]
+    assert [process.wait(timeout=120) for process in running] == [0] * processes
+
+
+def gradients(tmp_path, processes, method="slip", broken="whole"):
+    path = tmp_path / f"{method}-{processes}-{broken}.pt"
+    launch(processes, WORKER, str(path), method, broken)
+    return torch.load(path, weights_only=True)
+
+
+def farthest(a, b):
+    """Largest difference, relative to the largest entry of each tensor."""
+    return max(((a[n] - b[n]).abs().max() / a[n].abs().max().clamp(min=1e-12)).item() for n in a if a[n].is_floating_point())
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_match_one_in_loss_gradient_and_batchnorm(tmp_path, processes):
+    one, many = gradients(tmp_path, 1), gradients(tmp_path, processes)
+    assert one.keys() == many.keys()
+    assert farthest(one, many) < 1e-8  # float64; sums over BatchNorm and softmax in another order
+
+
+def test_uneven_shares_match_one_too(tmp_path):
+    assert farthest(gradients(tmp_path, 1), gradients(tmp_path, 3)) < 1e-8  # 8 rows as 3, 3, 2
+
+
+def test_a_gather_without_gradient_would_be_caught(tmp_path):
+    one, broken = gradients(tmp_path, 1, "clip"), gradients(tmp_path, 2, "clip", "broken")
+    assert abs(one["loss"] - broken["loss"]) < 1e-9  # the same loss ...
+    assert farthest(one, broken) > 0.1  # ... and another gradient
+
+
+def test_shares_cover_a_batch_in_order(monkeypatch):
+    import ranks
+
+    rows, shares = list(range(11)), []
+    monkeypatch.setattr(ranks, "world", lambda: 4)
+    for rank in range(4):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        shares.append(ranks.mine(rows))
+    assert sum(shares, []) == rows and {len(share) for share in shares} == {2, 3}
+
+
+@pytest.mark.parametrize("device, sentence", [("tpu", "expected cpu, cuda"), ("cuda:99", "cuda")])
+def test_a_device_that_is_not_there_is_one_sentence(device, sentence):
+    import ranks
+
+    if device.startswith("cuda") and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match=sentence):
+        ranks.start(device)

@@ -1,0 +1,231 @@
+"""Training as it is used: the real command on small settings must learn, resume bit for bit, and not mind chunks or workers.
+
+    pytest tests/test_train.py            # and: pytest -m slow tests/test_train.py
+"""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import data
+import slip
+import train
+
+SMALL = "--model vit_tiny --batch-size 32 --warmup-epochs 0.1 --workers 0 --strong-crop 0.3".split()
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch):
+    """The built-in set, cut to what a test can draw; every command of this file runs in this process."""
+    monkeypatch.setattr(data, "SCENES_COUNT", {"train": 640, "test": 240})
+    data.drawn.cache_clear()
+    yield
+    data.drawn.cache_clear()
+
+
+def run(out, *flags):
+    return train.main([*SMALL, "--out", str(out), *map(str, flags)])
+
+
+def weights(out):
+    return torch.load(out / "checkpoint.pt", weights_only=True)["weights"]
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def farthest(a, b):
+    return max(((a[n] - b[n]).norm() / a[n].norm().clamp(min=1e-12)).item() for n in a if a[n].is_floating_point())
+
+
+@pytest.mark.parametrize("method", ["slip", "clip", "simclr"])
+def test_overfitting_one_batch_brings_the_loss_far_below_chance(tmp_path, method):
+    rows = run(tmp_path, "--method", method, "--overfit", "--max-steps", 40, "--epochs", 3, "--lr", 2e-3)
+    first, last = rows[0], rows[-1]
+    for name, chance in [("clip_loss", 3.47), ("ssl_loss", 4.14)]:
+        if first[name] != "":
+            assert last[name] < 0.75 * chance, (name, last[name])  # log 32 and log 63
+
+
+def test_colours_are_learned_from_captions(tmp_path):
+    run(tmp_path, "--method", "clip", "--max-steps", 150, "--lr", 2e-3)
+    import zeroshot
+
+    model = slip.load(tmp_path / "checkpoint.pt")
+    result = zeroshot.evaluate(model, data.open_source("scenes-colour", split="test"), torch.device("cpu"))
+    assert result["top1"] > 35  # chance is 12.5; several seeds gave 55 to 75
+
+
+def test_a_stopped_run_goes_on_bit_for_bit_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
+    flags = ["--max-steps", 30]
+    run(tmp_path / "whole", *flags)
+    step_loss = train.step_loss
+
+    def kill_at_step_13(model, args, device):
+        loss_of, count = step_loss(model, args, device), [0]
+
+        def counted(batch):
+            count[0] += 1
+            if count[0] == 13:
+                raise KeyboardInterrupt
+            return loss_of(batch)
+
+        return counted
+
+    monkeypatch.setattr(train, "step_loss", kill_at_step_13)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", *flags, "--save-every", 5)
+    monkeypatch.setattr(train, "step_loss", step_loss)
+    assert torch.load(tmp_path / "broken/checkpoint.pt", weights_only=True)["run"]["step"] == 10
+    run(tmp_path / "broken", *flags, "--workers", 2)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+    rows = [list(csv.DictReader(open(tmp_path / name / "log.csv"))) for name in ("whole", "broken")]
+    assert len(rows[0]) == len(rows[1]) == 2
+    for whole, broken in zip(*rows, strict=True):
+        assert {**whole, "images_per_s": 0} == {**broken, "images_per_s": 0}
+
+
+@pytest.mark.parametrize("method", ["slip", "clip", "simclr"])
+def test_chunks_change_nothing(tmp_path, method):
+    for micro_batch in (32, 16, 4):
+        run(tmp_path / str(micro_batch), "--method", method, "--max-steps", 10, "--micro-batch", micro_batch)
+    whole = weights(tmp_path / "32")
+    for micro_batch in (16, 4):
+        # 1e-5 asked for; fp32 sums in another order, over ten AdamW steps, which divide by small numbers
+        assert farthest(whole, weights(tmp_path / str(micro_batch))) < 1e-4
+
+
+def test_the_log_has_its_columns_and_the_checkpoint_its_arguments(tmp_path):
+    run(tmp_path, "--max-steps", 4, "--ssl-scale", 0.5)
+    (row,) = csv.DictReader(open(tmp_path / "log.csv"))
+    wanted = "epoch step loss clip_loss ssl_loss clip_acc ssl_acc logit_scale lr images_per_s zeroshot_top1".split()
+    assert [name for name in row if name != "grad_norm"] == wanted
+    assert float(row["loss"]) == pytest.approx(float(row["clip_loss"]) + 0.5 * float(row["ssl_loss"]), rel=1e-3)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    args = saved["run"]["args"]
+    assert (args["ssl_scale"], args["ssl_temp"], args["lr"], args["seed"]) == (0.5, 0.1, 1e-3, 0)
+    assert saved["tokenizer"] and saved["run"]["versions"]["torch"]
+
+
+def test_a_scale_of_zero_gives_the_head_no_gradient():
+    model = slip.build(slip.configure("slip", "vit_tiny", vocab_size=520, text_depth=1)).train()
+    features = {n: torch.randn(8, 128, requires_grad=True) for n in
+                ("image_features", "text_features", "features1", "features2")}  # fmt: skip
+    train.objective(model, features, 0.0)[0].backward()
+    assert all(not parameter.grad.any() for parameter in model.branch.parameters())
+    assert not features["features1"].grad.any() and features["image_features"].grad.any()
+
+
+def test_captions_for_some_pictures_leave_self_supervision_on_all(tmp_path):
+    args = train.arguments().parse_args([*SMALL, "--out", str(tmp_path), "--captions", "64"])
+    _, _, _, views, _ = train.set_up(args)
+    assert len(views.captioned) == 64 and len(views.other) == 608
+
+
+def test_a_torn_checkpoint_is_named_and_the_one_before_used(tmp_path, capsys):
+    run(tmp_path, "--max-steps", 8, "--save-every", 3)
+    (tmp_path / "checkpoint.pt").write_bytes(b"torn")
+    run(tmp_path, "--max-steps", 8, "--save-every", 3)
+    heard = capsys.readouterr()
+    assert "checkpoint.pt" in heard.err and "going on from checkpoint.previous.pt" in heard.err
+    assert "going on from step 6" in heard.out
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["run"]["step"] == 8
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path, capsys):
+    assert run(tmp_path, "--max-steps", 40, "--lr", 1e30, "--warmup-epochs", 0) == 1
+    message = capsys.readouterr().err
+    assert "at step" in message and "learning rate" in message and "no checkpoint was written yet" in message
+
+
+WRONG = [
+    ("--method moco", "invalid choice"),
+    ("--data nothere", "unknown --data 'nothere'"),
+    ("--data imagenet", "put the training pictures in"),
+    ("--data fashionmnist", "download it with"),
+    ("--data scenes-nothere", "unknown --data"),
+    ("--model resnet50", "unknown model 'resnet50'"),
+    ("--batch-size 0", "found --batch-size 0"),
+    ("--batch-size 1", "type 2 or more"),
+    ("--batch-size 100000", "608 or less"),
+    ("--image-size 30", "not a multiple of the patch size 8"),
+    ("--patch 7", "not a multiple of the patch size 7"),
+    ("--epochs 0", "more than 0"),
+    ("--max-steps -3", "more than 0"),
+    ("--micro-batch 0", "more than 0"),
+    ("--lr -1", "more than 0"),
+    ("--light-crop 2", "expected a share"),
+    ("--captions 100000", "608 pictures to train on"),
+    ("--vocab nothere.gz", "nothere.gz"),
+    ("--device tpu", "unknown --device"),
+    ("--ssl-scale -1", "cannot be negative"),
+    ("--epochs many", "invalid int value"),
+    ("--seed -1", "cannot be negative"),
+]
+
+
+@pytest.mark.parametrize("flags, sentence", WRONG, ids=[w[0] for w in WRONG])
+def test_a_wrong_command_line_is_one_sentence_and_exit_2(tmp_path, capsys, flags, sentence):
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path / "out", "--root", tmp_path / "root", *flags.split())
+    message = capsys.readouterr().err
+    assert end.value.code == 2 and sentence in message and "Traceback" not in message
+    assert not (tmp_path / "out/checkpoint.pt").exists()
+
+
+def test_another_run_in_the_folder_is_not_overwritten(tmp_path, capsys):
+    run(tmp_path, "--max-steps", 2)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--max-steps", 2, "--lr", 5e-3)
+    assert "--lr was 0.001 and is 0.005" in capsys.readouterr().err
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_out_that_is_a_file_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path / "out")
+    assert end.value.code == 2 and "is a file" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_end_in_the_same_weights(tmp_path):
+    """SIGKILL, resumed by the same line each time; the final weights are those of an unbroken run, bit for bit."""
+    flags = [*SMALL, "--max-steps", "150", "--save-every", "5"]
+    command = [sys.executable, "train.py", *flags, "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL)
+    dice, kills = random.Random(0), 0
+    while kills < 10:
+        process = subprocess.Popen([*command, str(tmp_path / "broken")], stdout=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=dice.uniform(6, 14))
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    subprocess.run([*command, str(tmp_path / "broken")], check=True, stdout=subprocess.DEVNULL)
+    assert kills >= 3 and same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_other_within_a_minute(tmp_path):
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29871", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "train.py", *SMALL, "--max-steps", "2000", "--out", str(tmp_path)]
+    ranks = [
+        subprocess.Popen(command, env=env | {"RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE, text=True)
+        for r in range(2)
+    ]
+    time.sleep(25)
+    ranks[1].kill()
+    _, message = ranks[0].communicate(timeout=60)
+    assert ranks[0].returncode == 1 and "a rank is gone" in message and "Traceback" not in message
