@@ -120,14 +120,11 @@ def agree(value):
 
 
 def wrap(model, device):
-    """The model, to be called in training: its gradients are averaged over the ranks in the backward pass.
-
-    Buffers are not broadcast: BatchNorm sees the same global batch on every rank and moves alike.
-    """
+    """The model, to be called in training: its gradients are averaged over the ranks in the backward pass."""
     if world() == 1:
         return model
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
 def autocast(device, precision=None):

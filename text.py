@@ -2,12 +2,12 @@
 
 Paper: implementation details; the text side is CLIP's (Radford et al. 2021), byte pairs Sennrich et al. 2016.
 
-    "A Cat&#39;s nap" -> clean "a cat's nap" -> split [a, cat, 's, nap] -> ids [start, 320, 2368, 568, 11012, end]
+    "A Cat&#39;s nap" -> clean "a cat's nap" -> split [a, cat, 's, nap] -> [start, 320, 2368, 568, 11012, end]
     captions -> tokens [B, L] -> embedded [B, L, D] -> blocks [B, L, D] -> features [B, D];  L <= 77, D = 512
 
-The ids are CLIP's, but for two things. A typed <|endoftext|> is letters and marks here, never a control token.
-And where CLIP lets the ftfy package guess what a broken text was, we leave the text: mojibake ("cafÃ©" stays) and
-HTML entities in capitals ("&EACUTE;" stays). What is a letter is decided by this Python's Unicode tables.
+The ids are CLIP's, but for two things. A typed <|endoftext|> is letters and marks here, no control token. And
+where CLIP's ftfy guesses what a broken text was, we leave it: mojibake ("cafÃ©"), the names of HTML entities
+in capitals ("&EACUTE;"). What counts as a letter is decided by this Python's Unicode tables.
 Not here: the block (vit.py), the projection to the joint space (slip.py), the choice of a caption (data.py).
 """
 
@@ -31,18 +31,11 @@ from vit import Block, count_parameters
 
 # 1. Clean: the same text, plainly written.
 
-PLAIN = {  # one character -> what it stands for
-    **{
-        code: bytes([code]).decode("cp1252", "ignore") or chr(code) for code in range(0x80, 0xA0)
-    },  # as in browsers
-    **{
-        code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFF01, 0xFFF0)
-    },  # full and half width
-    **{ord(pair): unicodedata.normalize("NFKC", pair) for pair in "ĲĳŉǄǅǆǇǈǉǊǋǌǱǲǳﬀﬁﬂﬃﬄﬆ"},
-    **{ord("ﬅ"): "ſt"},
-    **dict.fromkeys([0x2BC, *range(0x2018, 0x201C)], "'"),  # curly quotes
-    **dict.fromkeys(range(0x201C, 0x2020), '"'),
-}
+LIGATURES = "ĲĳŉǄǅǆǇǈǉǊǋǌǱǲǳﬀﬁﬂﬃﬄﬆ"
+WIDE = map(chr, range(0xFF01, 0xFFF0))  # full and half width
+PLAIN = {ord(c): unicodedata.normalize("NFKC", c) for c in [*LIGATURES, *WIDE]} | {ord("ﬅ"): "ſt"}
+PLAIN |= {code: bytes([code]).decode("cp1252", "ignore") or chr(code) for code in range(0x80, 0xA0)}
+PLAIN |= dict.fromkeys([0x2BC, *range(0x2018, 0x201C)], "'") | dict.fromkeys(range(0x201C, 0x2020), '"')
 ENTITY = re.compile("&#?[0-9A-Za-z]{1,24};")
 INVISIBLE = re.compile(  # a terminal's colour codes, and control characters that are not white space
     "\x1b\\[[\\d;]*[a-zA-Z]|[\x00-\x08\x0b\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]"
@@ -50,7 +43,7 @@ INVISIBLE = re.compile(  # a terminal's colour codes, and control characters tha
 
 
 def repair(text, entities):
-    """Undo what typesetting and transport did; again until nothing changes, as one repair may uncover another."""
+    """Undo what typesetting and transport did, until nothing changes: one repair may uncover another."""
     before = None
     while text != before:
         before = text
@@ -64,7 +57,7 @@ def repair(text, entities):
 
 
 def clean(text):
-    """Any string -> no entities, straight quotes, single spaces, lower case: "A  Cat&rsquo;s" -> "a cat's"."""
+    """Without entities, curly quotes, control characters, capitals: "A  Cat&rsquo;s" -> "a cat's"."""
     if not text.isascii() or not text.isprintable() or "&" in text:  # most captions need no repair
         # CLIP takes a line with "<" for HTML: there and below, entities are left until the quotes are done.
         tag = text.find("<")
@@ -74,8 +67,10 @@ def clean(text):
     return " ".join(text.split()).lower()
 
 
-# 2. Split: merges never cross from one piece into the next. CLIP's pattern is made of \p{L} and \p{N}, which `re` lacks;
-# but \w is these two and the underscore, and \d is part of \p{N}. The rest of \p{N} (½ ² Ⅷ) gets spaces around it.
+# 2. Split: merges never cross from one piece into the next. CLIP's pattern is made of \p{L} and \p{N}; `re`
+# has only \w, these two and the underscore, and \d, part of \p{N}. So the rest of \p{N} (½ ² Ⅷ) is put
+# between spaces, and then \w without digits and underscore is a word or one such numeral by itself. Tried on
+# every character of Unicode 14, the pieces are CLIP's, but for U+0345 standing alone, which its pattern loses.
 
 PIECE = re.compile(r"'(?:s|ſ|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\w\s]|_)+")
 NUMERALS = (c for c in map(chr, range(0x20000)) if c.isnumeric() and not c.isalpha() and not c.isdecimal())
@@ -87,8 +82,7 @@ def split(text):
     return PIECE.findall(clean(text).translate(ALONE))
 
 
-# 3. Merge byte pairs. Ids 0-255 are the bytes, 256-511 the bytes as the last of a word, then one for each merge,
-# start, end.
+# 3. Merge byte pairs. Ids: 256 bytes, the same 256 as the last of a word, one for each merge, start, end.
 
 VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 BYTES = VISIBLE + [byte for byte in range(256) if byte not in VISIBLE]  # id -> byte, in CLIP's order
@@ -117,9 +111,8 @@ class Tokenizer:
 
     def __init__(self, merges):
         self.merges = {(a, b): FIRST + i for i, (a, b) in enumerate(merges)}
-        self.pieces = [bytes([byte]) for byte in BYTES] + [
-            bytes([byte]) + b" " for byte in BYTES
-        ]  # id -> bytes
+        single = [bytes([byte]) for byte in BYTES]
+        self.pieces = single + [byte + b" " for byte in single]  # id -> bytes; a space ends a word
         for a, b in self.merges:
             self.pieces.append(self.pieces[a] + self.pieces[b])
         self.start = len(self.pieces)
@@ -135,8 +128,8 @@ class Tokenizer:
         """
         if isinstance(captions, str) or vocab_size < FIRST + 2:
             raise ValueError(
-                f"found {type(captions).__name__} captions and vocab_size {vocab_size}: expected a list of strings "
-                f"and at least {FIRST + 2} ids (the bytes, the bytes that end a word, start, end)"
+                f"found captions of type {type(captions).__name__} and vocab_size {vocab_size}: "
+                f"expected a list of strings and at least {FIRST + 2} ids, for the bytes, start and end"
             )
         words = Counter(word for caption in captions for word in split(caption))
         spelled, times = [spell(word) for word in words], list(words.values())
@@ -145,9 +138,9 @@ class Tokenizer:
             for pair in pairwise(ids):
                 count[pair] += times[i]
                 where[pair].append(i)
-        # To count anew after each merge would take days. A merge changes only the words that hold its pair, and the
-        # only counts to grow are of pairs with the new id. So each pair has one entry in the heap, never too low;
-        # one that is too high is put right when it comes to the top.
+        # Nothing is counted again: a merge changes only the words that hold its pair, and only pairs with the
+        # new id gain. So each pair has one entry in the heap, never too low; one that is too high is put
+        # right when it comes to the top.
         heap = [(-n, pair) for pair, n in count.items()]
         heapify(heap)
         merges = []
@@ -162,7 +155,7 @@ class Tokenizer:
             merges.append(best)
             for i in where.pop(best):
                 old, spelled[i] = spelled[i], merge(spelled[i], best, new)
-                if len(spelled[i]) == len(old):  # the word is listed twice, or another merge took the pair
+                if len(spelled[i]) == len(old):  # the word is listed twice, or another took the pair
                     continue
                 for pair in pairwise(old):
                     count[pair] -= times[i]
@@ -177,16 +170,14 @@ class Tokenizer:
 
     @classmethod
     def clip(cls, path=None):
-        """CLIP's 49,408 ids, from bpe_simple_vocab_16e6.txt.gz; without a path from an installed open_clip."""
+        """CLIP's 49,408 ids, from bpe_simple_vocab_16e6.txt.gz; no path: open_clip's, if installed."""
         get = "`pip install --no-deps open_clip_torch` brings it"
         if path is None:
             package = importlib.util.find_spec("open_clip")  # found, not imported
             folder = package.submodule_search_locations[0] if package else "open_clip"
             path = os.path.join(folder, "bpe_simple_vocab_16e6.txt.gz")
         if not os.path.isfile(path):
-            raise FileNotFoundError(
-                f"found no {path}, expected CLIP's file of merges: {get}, or give its path"
-            )
+            raise FileNotFoundError(f"found no {path}: CLIP's file of merges is missing, {get}")
         # The file writes a byte as one character: a visible one as itself, the others as U+0100 and up.
         letters = [chr(byte) for byte in VISIBLE] + [chr(256 + i) for i in range(256 - len(VISIBLE))]
         ids = {name: i for i, name in enumerate(letters + [letter + "</w>" for letter in letters])}
@@ -229,7 +220,7 @@ class Tokenizer:
         return self.cache[word]
 
     def encode(self, text, at_most=None):
-        """Caption -> ids, without start and end; `at_most` spares the work on what lies beyond so many ids."""
+        """Caption -> ids, without start and end; `at_most` spares the work beyond so many ids."""
         ids = []
         for word in split(text):
             if at_most is not None:
@@ -247,8 +238,8 @@ class Tokenizer:
     def __call__(self, texts, context=77):
         """Captions -> tokens [B, L]: start, ids, end, then zeros; L is the longest row's, at most `context`.
 
-        A long caption loses its last words, never its end token. Zeros right of it cannot change its feature, so
-        columns which hold nothing else are not made: a caption has about 15 tokens, a fifth of 77.
+        A long caption loses its last words, never its end token. What follows the end token cannot change its
+        feature, so columns of zeros alone are not made: most captions are far shorter than 77.
         """
         texts = [texts] if isinstance(texts, str) else texts
         rows = [[self.start, *self.encode(text, context - 2), self.end] for text in texts]
@@ -267,7 +258,7 @@ class QuickGELU(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """The tower. A token sees itself and those before it, so only the end token has read the whole caption."""
+    """The tower. A token sees itself and those before it, so only the last has read the whole caption."""
 
     def __init__(self, vocab_size=49408, context=77, width=512, depth=12, heads=8):
         super().__init__()
@@ -301,52 +292,40 @@ class TextTransformer(nn.Module):
 
     def forward(self, tokens):
         """Tokens [B, L] -> features [B, D], each the end token's, which has the largest id of its row."""
-        return self.encode(tokens)[torch.arange(len(tokens)), tokens.argmax(dim=1)]
+        rows = torch.arange(len(tokens), device=tokens.device)
+        return self.encode(tokens)[rows, tokens.argmax(dim=1)]  # [B, D]
 
 
-SENTENCES = [
-    "a photo of a dog on the beach",
-    "two dogs sleeping",
-    "photos of the cat's nap",
-    "two cats, sleeping",
-]
+TOY = ["a photo of a dog", "two dogs sleeping", "photos of the cat's nap", "two cats, sleeping"]
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description="Follow one caption through the tokenizer and the text tower."
-    )
+    parser = argparse.ArgumentParser(description="Follow a caption through the tokenizer and the text tower.")
     parser.add_argument(
-        "caption", nargs="?", default="A photo of two sleeping cats.", help="default: %(default)r"
+        "caption", nargs="?", default="A photo of two sleeping cats.", help="default: %(default)s"
     )
-    parser.add_argument(
-        "--vocab",
-        metavar="FILE",
-        help="CLIP's bpe_simple_vocab_16e6.txt.gz (default: merges of four sentences)",
-    )
+    parser.add_argument("--vocab", metavar="FILE", help="CLIP's merges (default: learn some from 4 captions)")
     args = parser.parse_args(argv)
     try:
-        tokenizer = Tokenizer.clip(args.vocab) if args.vocab else Tokenizer.train(SENTENCES)
+        tokenizer = Tokenizer.clip(args.vocab) if args.vocab else Tokenizer.train(TOY)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     torch.manual_seed(0)
     tower = TextTransformer(tokenizer.vocab_size).eval()
     tokens = tokenizer(args.caption)
-    print(
-        f"{tokenizer.vocab_size:,} ids, {len(tokenizer.merges):,} merges, {count_parameters(tower):,} parameters"
-    )
+    pair = tokenizer([args.caption + " a", args.caption + " z"])
+    with torch.no_grad():
+        x, features = tower.encode(tokens), tower(tokens)
+        change = (tower.encode(pair[:1]) - tower.encode(pair[1:])).abs().amax(dim=(0, 2))  # [L]
+    merges, parameters = len(tokenizer.merges), count_parameters(tower)
+    print(f"{tokenizer.vocab_size:,} ids, {merges:,} of them merges; {parameters:,} parameters")
     print(f"  clean     {clean(args.caption)!r}")
     print(f"  split     {split(args.caption)}")
     print(f"  pieces    {[tokenizer.decode([i]) for i in tokenizer.encode(args.caption)]}")
-    print(f"  tokens    {tokens[0].tolist()}   the first is start, the last end")
-    pair = tokenizer([args.caption + " a", args.caption + " z"])
-    with torch.no_grad():
-        print(
-            f"  shapes    {list(tokens.shape)} -> {list(tower.encode(tokens).shape)} -> {list(tower(tokens).shape)}"
-        )
-        change = (tower.encode(pair[:1]) - tower.encode(pair[1:])).abs().amax(dim=(0, 2))  # [L]
+    print(f"  tokens    {tokens[0].tolist()}   from start to end")
+    print(f"  shapes    {list(tokens.shape)} -> {list(x.shape)} -> {list(features.shape)}")
     print(f"  change    {[round(value, 2) for value in change.tolist()]}")
-    print("            for each token, when the caption goes on with 'z', not 'a': nothing changes before it")
+    print("            of each token, if the caption goes on with 'z' and not 'a': nothing before it changes")
 
 
 if __name__ == "__main__":
