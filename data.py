@@ -3,10 +3,11 @@
 Paper: section 4.1 (YFCC15M, CC3M, CC12M; a class-labelled set is captioned by drawing a template here).
 
     open_source("imagenet", root, "train") -> Source: source[i] -> (PIL picture, label or caption)
-    Views(...)[(epoch, index), (epoch, index)] -> uint8 crops [3, S, S], parameters of the strong views, caption string
+    Views(...)[(epoch, index), (epoch, index)] -> uint8 crops [3, S, S], parameters of strong views, caption
 
-A sample is a pure function of (seed, epoch, index): workers, ranks and restarts change nothing. The host decodes and crops;
-`device_views` does the arithmetic on the batch. Not here: colour maths (augment.py), class names and prompts (tasks.py).
+A sample is a pure function of (seed, epoch, index): workers, ranks and restarts change nothing. The host
+decodes and crops; `device_views` does the arithmetic on the batch. Not here: colour maths (augment.py),
+class names and prompts (tasks.py).
 """
 
 import functools
@@ -31,7 +32,9 @@ PAIRS = {"simclr": (augment.SIMCLR, augment.SIMCLR)}  # partner -> its two stron
 
 @dataclass
 class Source:
-    """A set: items[i] -> (PIL RGB picture, label), or (picture, caption or list of captions) where `classes` is None."""
+    """A set: items[i] -> (PIL RGB picture, label), or (picture, caption or list of captions) where
+    `classes` is None.
+    """
 
     name: str
     items: Dataset
@@ -53,7 +56,9 @@ class Source:
 
 
 def read_picture(file):
-    """Any readable picture -> RGB: turned as its EXIF says, transparent parts on white, 16 bits to 8, the first frame."""
+    """Any readable picture -> RGB: turned as its EXIF says, transparent parts on white, 16 bits to 8, the
+    first frame.
+    """
     with Image.open(file) as picture:
         picture.load()
         picture = ImageOps.exif_transpose(picture)
@@ -61,7 +66,9 @@ def read_picture(file):
         return picture
     if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits and more: PIL would clip them at 255
         values = np.asarray(picture, np.float64)
-        return Image.fromarray((values / max(values.max(), 65535) * 255).round().astype(np.uint8)).convert("RGB")
+        return Image.fromarray((values / max(values.max(), 65535) * 255).round().astype(np.uint8)).convert(
+            "RGB"
+        )
     if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
@@ -70,7 +77,9 @@ def read_picture(file):
 
 
 class Strings:
-    """Many strings as two arrays: forked workers share the memory, where Python objects would be copied one by one."""
+    """Many strings as two arrays: forked workers share the memory, where Python objects would be copied one
+    by one.
+    """
 
     def __init__(self, strings):
         encoded = [string.encode("utf-8", "surrogateescape") for string in strings]
@@ -81,7 +90,9 @@ class Strings:
         return len(self.ends) - 1
 
     def __getitem__(self, index):
-        return self.bytes[self.ends[index] : self.ends[index + 1]].tobytes().decode("utf-8", "surrogateescape")
+        return (
+            self.bytes[self.ends[index] : self.ends[index + 1]].tobytes().decode("utf-8", "surrogateescape")
+        )
 
 
 class Arrays(Dataset):
@@ -148,7 +159,9 @@ def part(source, indices):
 
 
 def open_source(name, root="data", split="train"):
-    """The set `name` under `root`; split is "train" or "test". Raises ValueError or FileNotFoundError with one sentence."""
+    """The set `name` under `root`; split is "train" or "test". Raises ValueError or FileNotFoundError with
+    one sentence.
+    """
     if split not in ("train", "test"):
         raise ValueError(f"unknown split {split!r}: expected train or test")
     if name.split("-")[0] == "scenes":
@@ -166,7 +179,13 @@ def open_source(name, root="data", split="train"):
     )
 
 
-SCENES = {"scenes": "kind", "scenes-kind": "kind", "scenes-colour": "colour", "scenes-texture": "texture", "scenes-heldout": "kind"}
+SCENES = {
+    "scenes": "kind",
+    "scenes-kind": "kind",
+    "scenes-colour": "colour",
+    "scenes-texture": "texture",
+    "scenes-heldout": "kind",
+}
 SCENES_COUNT = {"train": 8192, "test": 2400}
 
 
@@ -176,7 +195,9 @@ def drawn(split):
 
 
 def open_scenes(name, split):
-    """The built-in set: captioned for training, labelled for testing. "heldout" are pairs which no caption names."""
+    """The built-in set: captioned for training, labelled for testing. "heldout" are pairs which no caption
+    names.
+    """
     if name not in SCENES:
         raise ValueError(f"unknown --data {name!r}: expected one of {', '.join(SCENES)}")
     data = drawn(split)
@@ -193,7 +214,18 @@ def open_scenes(name, split):
 TORCHVISION = {  # name: class, class names where torchvision's want rewording
     "fashionmnist": (
         "FashionMNIST",
-        ["t-shirt", "pair of trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"],
+        [
+            "t-shirt",
+            "pair of trousers",
+            "pullover",
+            "dress",
+            "coat",
+            "sandal",
+            "shirt",
+            "sneaker",
+            "bag",
+            "ankle boot",
+        ],
     ),
     "cifar10": ("CIFAR10", None),
     "cifar100": ("CIFAR100", None),
@@ -206,10 +238,12 @@ def open_torchvision(name, root, split):
         dataset = getattr(torchvision.datasets, kind)(root, train=split == "train", download=False)
     except RuntimeError:
         raise FileNotFoundError(
-            f"no {kind} under {root}: download it with python -c \"import torchvision; "
+            f'no {kind} under {root}: download it with python -c "import torchvision; '
             f"torchvision.datasets.{kind}('{root}', download=True)\", or name its place with --root"
         ) from None
-    return Source(name, Arrays(dataset.data, dataset.targets), classes or [c.replace("_", " ") for c in dataset.classes])
+    return Source(
+        name, Arrays(dataset.data, dataset.targets), classes or [c.replace("_", " ") for c in dataset.classes]
+    )
 
 
 def list_folder(folder):
@@ -222,13 +256,18 @@ def list_folder(folder):
             paths += found
             labels += [label] * len(found)
     if not paths:
-        raise FileNotFoundError(f"no pictures under {folder}: expected {folder}/<class>/*.jpg (or {', '.join(SUFFIXES[1:4])})")
+        raise FileNotFoundError(
+            f"no pictures under {folder}: expected {folder}/<class>/*.jpg (or {', '.join(SUFFIXES[1:4])})"
+        )
     return classes, paths, np.array(labels)
 
 
 def open_folder(name, folder, split):
     """<folder>/train/<class name>/ and <folder>/test/ or val/."""
-    found = next((folder / s for s in ([split] if split == "train" else ["test", "val"]) if (folder / s).is_dir()), None)
+    found = next(
+        (folder / s for s in ([split] if split == "train" else ["test", "val"]) if (folder / s).is_dir()),
+        None,
+    )
     if found is None:
         raise FileNotFoundError(f"no {split} split in {folder}: expected {folder}/{split}/<class name>/")
     classes, paths, labels = list_folder(found)
@@ -241,29 +280,35 @@ def open_imagenet(root, split):
     folder = base / ("train" if split == "train" else "val")
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"no ImageNet at {folder}: put the training pictures in {base}/train/<wnid>/*.JPEG and the validation pictures in "
-            f"{base}/val/<wnid>/, or name the folder which holds train and val with --root"
+            f"no ImageNet at {folder}: put the training pictures in {base}/train/<wnid>/*.JPEG and the "
+            f"validation pictures in {base}/val/<wnid>/, or name the folder which holds train and val with --root"
         )
     folders, paths, labels = list_folder(folder)
     return Source("imagenet", Files(paths, labels), imagenet_names(base, folders))
 
 
 def imagenet_names(base, folders):
-    """Folder names -> class names: from LOC_synset_mapping.txt, else torchvision's 1,000, else the folder's own words."""
+    """Folder names -> class names: from LOC_synset_mapping.txt, else torchvision's 1,000, else the folder's
+    own words.
+    """
     mapping = base / "LOC_synset_mapping.txt"
     wnids = [f for f in folders if len(f) == 9 and f[0] == "n" and f[1:].isdigit()]
     if mapping.is_file():
-        lines = [line.split(" ", 1) for line in mapping.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [
+            line.split(" ", 1) for line in mapping.read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
         table = {line[0]: line[-1].split(",")[0].strip() for line in lines}
         missing = [f for f in folders if f not in table]
         if missing:
-            raise ValueError(f"{mapping} has no line for {missing[0]}: add a line '{missing[0]} its name' ({len(missing)} missing)")
+            raise ValueError(
+                f"{mapping} has no line for {missing[0]} ({len(missing)} missing): add '{missing[0]} its name'"
+            )
         return [table[f] for f in folders]
     if len(wnids) == len(folders) == 1000:
         return list(torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"])
     if wnids:
         raise ValueError(
-            f"{base} has {len(folders)} class folders, of which {wnids[0]} is a WordNet id without a name: add "
+            f"{base} has {len(folders)} class folders, and {wnids[0]} is a WordNet id without a name: add "
             f"{mapping} with a line '{wnids[0]} its name' for each (the file comes with ImageNet from Kaggle)"
         )
     return [f.replace("_", " ").replace("-", " ") for f in folders]
@@ -273,7 +318,9 @@ def imagenet_names(base, folders):
 
 
 def order(count, batch, seed, step):
-    """The batch of a step: (epoch, indices [batch]). An epoch is a permutation of the set, its last part dropped."""
+    """The batch of a step: (epoch, indices [batch]). An epoch is a permutation of the set, its last part
+    dropped.
+    """
     epoch, position = divmod(step, count // batch)
     return epoch, permutation(count, seed, epoch)[position * batch : (position + 1) * batch]
 
@@ -284,7 +331,8 @@ def permutation(count, seed, epoch):
 
 
 class Batches:
-    """A sampler: for each step this rank's keys, ((epoch, index) of the captioned, (epoch, index) of the other picture).
+    """A sampler: for each step this rank's keys, ((epoch, index) of the captioned, (epoch, index) of the
+    other picture).
 
     With one `count` both are the same picture. `mine` cuts a rank's share from the global batch (ranks.mine).
     """
@@ -308,14 +356,17 @@ class Batches:
 
 
 class Views(Dataset):
-    """Training samples: a light crop with its caption, and the two strong crops of the same or of another picture.
+    """Training samples: a light crop with its caption, and the two strong crops of the same or of another
+    picture.
 
-    `captioned` and `other` are Sources, `other` None if both losses see the same picture. `clip_pair`: the recipe of a
-    strong view for the language loss (the ablation "CLIP + augmentation"), None for the light crop. `pair`: None without
-    self-supervision.
+    `captioned` and `other` are Sources, `other` None if both losses see the same picture. `clip_pair`: the
+    recipe of a strong view for the language loss (the ablation "CLIP + augmentation"), None for the light
+    crop. `pair`: None without self-supervision.
     """
 
-    def __init__(self, captioned, other, *, image_size, seed, light_crop, strong_crop, language, pair, clip_strong=None):
+    def __init__(
+        self, captioned, other, *, image_size, seed, light_crop, strong_crop, language, pair, clip_strong=None
+    ):
         self.captioned, self.other = captioned, other
         self.image_size, self.seed = image_size, seed
         self.light_crop, self.strong_crop = light_crop, strong_crop
@@ -358,9 +409,13 @@ class Views(Dataset):
             try:
                 return source[index]
             except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-                skipped.append(f"{source.where(index)}\t{type(error).__name__}: {str(error).splitlines()[0][:100]}")
+                skipped.append(
+                    f"{source.where(index)}\t{type(error).__name__}: {str(error).splitlines()[0][:100]}"
+                )
                 index = int(rng.integers(len(source)))
-        raise ValueError(f"20 pictures in a row cannot be read, the last is {skipped[-1]}: is this the right folder?")
+        raise ValueError(
+            f"20 pictures in a row cannot be read, the last is {skipped[-1]}: is this the right folder?"
+        )
 
 
 def collate(samples):
@@ -373,7 +428,9 @@ def collate(samples):
 
 
 def device_views(chunk):
-    """The device's part for a chunk of uint8 crops: strong views where there are parameters, else normalisation."""
+    """The device's part for a chunk of uint8 crops: strong views where there are parameters, else
+    normalisation.
+    """
     ready = {}
     for name, value in chunk.items():
         if name.endswith("_params"):
@@ -391,7 +448,12 @@ def one_thread(_):
 
 def loader(dataset, batches, workers, pin=False):
     return DataLoader(
-        dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=pin, worker_init_fn=one_thread
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        worker_init_fn=one_thread,
     )
 
 
@@ -408,12 +470,16 @@ class Labelled(Dataset):
         try:
             picture, label = self.source[index]
         except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise ValueError(f"cannot read {self.source.where(index)} ({error}): a test set must be whole") from None
+            raise ValueError(
+                f"cannot read {self.source.where(index)} ({error}): a test set must be whole"
+            ) from None
         return augment.evaluation_view(picture, self.image_size, self.resize), label
 
 
 def holdout(count, seed):
-    """Split a training set's indices: (the rest, 5% but at most 2,000 held out to choose the best checkpoint by)."""
+    """Split a training set's indices: (the rest, 5% but at most 2,000 held out to choose the best
+    checkpoint by).
+    """
     shuffled = np.random.default_rng((seed, count, 5)).permutation(count)
     held = min(2000, count // 20)
     return np.sort(shuffled[held:]), np.sort(shuffled[:held])

@@ -1,10 +1,10 @@
 """Linear classification: how much of a set's classes can be read off the frozen features by a linear layer.
 
-    python linear.py --checkpoint runs/scenes-slip/checkpoint.pt --data scenes           # features once, L-BFGS; seconds
+    python linear.py --checkpoint runs/scenes-slip/checkpoint.pt --data scenes    # features once, L-BFGS; seconds
 
-Paper: section 4.3. The image tower is frozen and in evaluation mode; its feature before any projection goes in.
-Fast path: features are extracted once, logistic regression by L-BFGS, its weight decay chosen on a validation part of the
-training set, then fitted to all of it.
+Paper: section 4.3. The image tower is frozen and in evaluation mode; its feature before any projection goes
+in. Fast path: features are extracted once, logistic regression by L-BFGS, its weight decay chosen on a
+validation part of the training set, then fitted to all of it.
 """
 
 import argparse
@@ -25,7 +25,9 @@ def fit(features, labels, classes, decay, steps=200):
     """Multinomial logistic regression by L-BFGS: mean cross entropy + decay/2 |W|^2 -> (W [K, D], b [K])."""
     weight = torch.zeros(classes, features.shape[1], device=features.device, requires_grad=True)
     bias = torch.zeros(classes, device=features.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=steps, history_size=10, line_search_fn="strong_wolfe"
+    )
 
     def loss():
         optimizer.zero_grad()
@@ -63,13 +65,17 @@ def evaluate(model, name, root, device, workers=0):
     model.eval()
     size = model.config.image_size
     train, test = (labelled(name, root, split) for split in ("train", "test"))
-    features = [zeroshot.over(source, size, device, model.visual, workers=workers) for source in (train, test)]
+    features = [
+        zeroshot.over(source, size, device, model.visual, workers=workers) for source in (train, test)
+    ]
     return probe(*features[0], *features[1], len(train.classes))
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Linear classification on frozen features.")
-    parser.add_argument("--checkpoint", required=True, help="a run's checkpoint.pt or a published weight file")
+    parser.add_argument(
+        "--checkpoint", required=True, help="a run's checkpoint.pt or a published weight file"
+    )
     parser.add_argument("--data", default="scenes", help="the labelled set (default: %(default)s)")
     parser.add_argument("--root", default="data", help="folder that holds the sets (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode (default: %(default)s)")
@@ -83,7 +89,9 @@ def main(argv=None):
         parser.error(str(error))
     result, decay = evaluate(model, args.data, args.root, device, args.workers)
     ranks.say(f"{args.data}: linear top-1 {result['top1']:.2f}%, mean per class {result['per_class']:.2f}%")
-    ranks.say(f"  fast path: features once, L-BFGS, weight decay {decay:g} chosen on a fifth of the training set")
+    ranks.say(
+        f"  fast path: features once, L-BFGS, weight decay {decay:g} chosen on a fifth of the training set"
+    )
     ranks.stop()
     return 0
 

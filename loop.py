@@ -1,15 +1,17 @@
-"""The loop: steps, the log, the live line, and checkpoints from which a killed run goes on as if nothing had happened.
+"""The loop: steps, the log, the live line, and checkpoints from which a killed run goes on as if nothing
+had happened.
 
 Shared by train.py and finetune.py, which bring their own model, batches and loss.
 
-    fit(model, optimizer, batches, loss_of, ...): for each step: learning rate, batch, loss, backward, optimizer, log, save
+    fit(model, optimizer, batches, loss_of, ...): for each step: rate, batch, loss, backward, optimizer, log, save
 
 The resume policy:
- 1. Everything random in a step is a function of (seed, step): samples by (seed, epoch, index), drop path and mixup by a
-    generator seeded anew at each step. So a checkpoint's random state is its step, and there is none to restore.
- 2. A checkpoint is written to a temporary name, flushed, renamed; the one before stays as checkpoint.previous.pt.
- 3. Starting the same line again goes on from the newest whole checkpoint; a torn one is named and the previous one used.
- 4. The rows of the log are kept in the checkpoint: log.csv is rewritten from them, so it never runs ahead of the weights.
+ 1. Everything random in a step is a function of (seed, step): samples by (seed, epoch, index), drop path and
+    mixup by a generator seeded anew at each step. So a checkpoint's random state is its step.
+ 2. A checkpoint is written to a temporary name, flushed, renamed; the one before is kept beside it.
+ 3. Starting the same line again goes on from the newest whole checkpoint; a torn one is named, and the previous
+    one used.
+ 4. The log's rows are kept in the checkpoint and log.csv is rewritten from them: it never runs ahead.
  5. SIGTERM and SIGINT end the step that is running, save, and leave.
 """
 
@@ -40,8 +42,8 @@ class Stop(Exception):
 def resume(out, args, free):
     """The state to go on from in the folder `out`, or None for a new run; made if it is not there.
 
-    `args`: the run's arguments as plain data; they must be those of the checkpoint, except the names in `free`. Raises
-    ValueError or OSError with one sentence.
+    `args`: the run's arguments as plain data; they must be those of the checkpoint, except the names in
+    `free`. Raises ValueError or OSError with one sentence.
     """
     if os.path.exists(out) and not os.path.isdir(out):
         raise ValueError(f"--out {out} is a file, expected a folder or a new name")
@@ -60,13 +62,17 @@ def resume(out, args, free):
             if name == PREVIOUS:
                 raise
             if not os.path.exists(os.path.join(out, PREVIOUS)):
-                raise ValueError(f"{error}; nothing older is in {out}: choose another --out or remove the file") from None
+                raise ValueError(
+                    f"{error}; nothing older is in {out}: choose another --out or remove the file"
+                ) from None
             ranks.warn(f"{error}; going on from {PREVIOUS}")
             continue
         then = state["run"]["args"]
         changed = [n for n in args if n not in free and then.get(n) != args[n]]
         if changed:
-            told = ", ".join(f"--{n.replace('_', '-')} was {then.get(n)} and is {args[n]}" for n in changed[:3])
+            told = ", ".join(
+                f"--{n.replace('_', '-')} was {then.get(n)} and is {args[n]}" for n in changed[:3]
+            )
             raise ValueError(f"{out} holds another run ({told}): choose another --out to start anew")
         return state
     return None
@@ -92,7 +98,9 @@ def save(out, model, run):
             if os.path.exists(leftover):
                 os.remove(leftover)
         reason = str(error).splitlines()[0][:100]
-        raise Stop(f"cannot write {path} ({reason}): the last checkpoint is whole; free some space and start again") from None
+        raise Stop(
+            f"cannot write {path} ({reason}): the last checkpoint is whole; free some space and start again"
+        ) from None
 
 
 def write_log(out, rows):
@@ -145,10 +153,11 @@ class Signals:
 
 
 def chunk_rows(model, rows, device):
-    """(rows of a chunk, whether activations must be made again): what fits the device, and on a CPU its cache.
+    """(rows of a chunk, whether activations must be made again): what fits the device, and on a CPU its
+    cache.
 
-    A block keeps about 34 numbers of a token's width for the backward pass (its own arithmetic: qkv, attention, MLP). On a CPU
-    a chunk of 3,000 tokens ran fastest (bench.py).
+    A block keeps about 34 numbers of a token's width for the backward pass (its own arithmetic: qkv,
+    attention, MLP). On a CPU a chunk of 3,000 tokens ran fastest (bench.py).
     """
     tower, views = unwrapped(model).visual, 3
     tokens = tower.positions.shape[1]
@@ -166,17 +175,21 @@ def spell(seconds):
 
 
 def fit(
-    model, optimizer, batches, loss_of, *, out, args, state, steps, epoch_steps, batch_size, columns, rate, after_step, after_epoch,
-    save_every=None, clip=None, bad_share=1.0,
+    model, optimizer, batches, loss_of, *, out, args, state, steps, epoch_steps, batch_size, columns, rate,
+    after_step, after_epoch, save_every=None, clip=None, bad_share=1.0,
 ):  # fmt: skip
     """Train to `steps`, starting after `state` (of `resume`); returns the rows of the log.
 
-    batches(steps) -> an iterator of the batches of these steps. loss_of(batch) -> (loss, {name: scalar tensor}).
-    rate(step) -> learning rate. after_step(step). after_epoch() -> (more columns, score to choose the best by or None).
-    `args` are saved with the checkpoint. `bad_share`: a larger share of bad pictures ends the run. Raises Stop.
+    batches(steps) -> an iterator of the batches of these steps. loss_of(batch) -> (loss, {name: scalar
+    tensor}). rate(step) -> learning rate. after_step(step). after_epoch() -> (more columns, score to choose
+    the best by or None). `args` are saved with the checkpoint. `bad_share`: a larger share of bad pictures
+    ends the run. Raises Stop.
     """
     run = state["run"] if state else dict(step=0, rows=[], sums={}, count=0, best=None, seen=0, bad=0)
-    run = {name: value for name, value in run.items() if name != "optimizer"} | {"args": args, "versions": versions()}
+    run = {name: value for name, value in run.items() if name != "optimizer"} | {
+        "args": args,
+        "versions": versions(),
+    }
     if state:
         optimizer.load_state_dict(state["run"]["optimizer"])
     live, begun, waited, told = Live(), time.monotonic(), 0.0, False
@@ -184,7 +197,11 @@ def fit(
     epoch_begun, epoch_first = begun, first
 
     def checkpoint():
-        save(out, model, run | {"optimizer": optimizer.state_dict(), "date": time.strftime("%Y-%m-%d %H:%M:%S")})
+        save(
+            out,
+            model,
+            run | {"optimizer": optimizer.state_dict(), "date": time.strftime("%Y-%m-%d %H:%M:%S")},
+        )
         write_log(out, run["rows"])
 
     with Signals() as signals:
@@ -205,10 +222,14 @@ def fit(
             stats = {"loss": loss.item()} | {name: float(value) for name, value in stats.items()}
             if not (math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"])):
                 whole = os.path.join(out, CHECKPOINT)
-                whole = f"the last good checkpoint is {whole}" if os.path.exists(whole) else "no checkpoint was written yet"
+                whole = (
+                    f"the last good checkpoint is {whole}"
+                    if os.path.exists(whole)
+                    else "no checkpoint was written yet"
+                )
                 raise Stop(
-                    f"loss {stats['loss']} with gradient norm {stats['grad_norm']} at step {step + 1}, learning rate {lr:.2g}: "
-                    f"stopped; {whole}; try a lower --lr or --clip-grad 1"
+                    f"loss {stats['loss']} with gradient norm {stats['grad_norm']} at step {step + 1}, "
+                    f"learning rate {lr:.2g}: stopped; {whole}; try a lower --lr or --clip-grad 1"
                 )
             optimizer.step()
             after_step(step)
@@ -221,18 +242,25 @@ def fit(
             speed = (step + 1 - epoch_first) * batch_size / (time.monotonic() - epoch_begun)
             shown = "  ".join(f"{name} {value:.3g}" for name, value in stats.items())
             left = spell(elapsed / done * (steps - step - 1))
-            line = f"step {step + 1}/{steps}  {shown}  lr {lr:.1e}  {speed:.0f} images/s  wait {share:.0%}  {left} left"
-            live.show(line)
+            pace = f"{speed:.0f} images/s  wait {share:.0%}  {left} left"
+            live.show(f"step {step + 1}/{steps}  {shown}  lr {lr:.1e}  {pace}")
             if share > 0.1 and done >= 20 and not told:
                 told = True
-                ranks.warn(f"{share:.0%} of the time is spent waiting for pictures: type --workers {args['workers'] + 2} or more")
+                ranks.warn(
+                    f"{share:.0%} of the time is spent waiting for pictures: type --workers {args['workers'] + 2}"
+                )
 
             ended = (step + 1) % epoch_steps == 0 or step + 1 == steps
             if ended:
                 live.clear()
                 means = {name: value / run["count"] for name, value in run["sums"].items()}
                 measured, score = after_epoch()
-                row = dict(epoch=-(-(step + 1) // epoch_steps), step=step + 1, **means, lr=lr, images_per_s=speed) | measured
+                row = (
+                    dict(
+                        epoch=-(-(step + 1) // epoch_steps), step=step + 1, **means, lr=lr, images_per_s=speed
+                    )
+                    | measured
+                )
                 row = {n: row.get(n, "") for n in columns}
                 row = {n: round(v, 5) if isinstance(v, float) and n != "lr" else v for n, v in row.items()}
                 run |= {"rows": [*run["rows"], row], "sums": {}, "count": 0}
@@ -247,7 +275,9 @@ def fit(
                 checkpoint()
             if caught and step + 1 < steps:
                 live.clear()
-                raise Stop(f"stopped by a signal after step {step + 1}, saved: the same line goes on from here", 143)
+                raise Stop(
+                    f"stopped by a signal after step {step + 1}, saved: the same line goes on from here", 143
+                )
     return run["rows"]
 
 
@@ -262,7 +292,8 @@ def count_bad(run, names, batch_size, bad_share, out):
     run["seen"], run["bad"] = run["seen"] + batch_size, run["bad"] + bad
     if run["bad"] > bad_share * run["seen"] and run["seen"] >= 20 * batch_size or bad > batch_size / 2:
         raise Stop(
-            f"{run['bad']} of {run['seen']} pictures cannot be read, more than {bad_share:.0%}: see {os.path.join(out, 'skipped.txt')}"
+            f"{run['bad']} of {run['seen']} pictures cannot be read, more than {bad_share:.0%}: "
+            f"see {os.path.join(out, 'skipped.txt')}"
         )
 
 
@@ -278,4 +309,8 @@ def show_row(row, first_row):
 def versions():
     import torchvision
 
-    return {"python": sys.version.split()[0], "torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}
+    return {
+        "python": sys.version.split()[0],
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+    }

@@ -1,12 +1,13 @@
-"""Ranks: one process, or many that train as one. The only file that knows torch.distributed, the device, the precision.
+"""Ranks: one process, or many that train as one. The only file that knows torch.distributed, the device,
+the precision.
 
-Paper: section 4 (64 GPUs, mixed precision). The idea: gather the features once, with gradient; from there on every rank holds
-the global batch and computes the same global loss with single-process code.
+Paper: section 4 (64 GPUs, mixed precision). The idea: gather the features once, with gradient; from there
+on every rank holds the global batch and computes the same global loss with single-process code.
 
-    features [b, D] on each of R ranks -> gather -> [B, D] on every rank, B the sum of the b (which may differ)
+    features [b, D] on each of R ranks -> gather -> [B, D] on every rank, B the sum of the b
 
-Why the gradient is exact: every rank computes the same loss, so the backward of the gather sums R equal gradients, and the
-averaging of DistributedDataParallel divides by R.
+Why the gradient is exact: every rank computes the same loss, so the backward of the gather sums R equal
+gradients, and the averaging of DistributedDataParallel divides by R.
 """
 
 import os
@@ -19,13 +20,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def start(device=None, minutes=30):
-    """Join the process group if there is one to join (torchrun, Slurm, or RANK and WORLD_SIZE set); give this rank's device.
+    """Join the process group if there is one to join (torchrun, Slurm, or RANK and WORLD_SIZE set); give
+    this rank's device.
 
     `device`: "cpu", "cuda", "cuda:1", or None for the best at hand. Raises ValueError with one sentence.
     """
     env = os.environ
     if "RANK" not in env and int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env:
-        env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"] = env["SLURM_PROCID"], env["SLURM_NTASKS"], env["SLURM_LOCALID"]
+        env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"] = (
+            env["SLURM_PROCID"],
+            env["SLURM_NTASKS"],
+            env["SLURM_LOCALID"],
+        )
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.split(":")[0] not in ("cpu", "cuda"):
@@ -37,7 +43,9 @@ def start(device=None, minutes=30):
     if int(env.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in env]
         if missing:
-            raise ValueError(f"WORLD_SIZE is {env['WORLD_SIZE']} but {' and '.join(missing)} not set: start with torchrun")
+            raise ValueError(
+                f"WORLD_SIZE is {env['WORLD_SIZE']} but {' and '.join(missing)} not set: start with torchrun"
+            )
         if device.startswith("cuda"):
             torch.cuda.set_device(device)
         backend = "nccl" if device.startswith("cuda") else "gloo"
@@ -71,14 +79,18 @@ def warn(sentence):
 
 
 def mine(rows):
-    """This rank's share of a batch: a contiguous part, so that the gather gives the batch back in its order."""
+    """This rank's share of a batch: a contiguous part, so that the gather gives the batch back in its
+    order.
+    """
     share, rest = divmod(len(rows), world())
     begin = rank() * share + min(rank(), rest)
     return rows[begin : begin + share + (rank() < rest)]
 
 
 class Gather(torch.autograd.Function):
-    """All ranks' rows, in rank order; the backward sums the gradients of all ranks and keeps this rank's rows."""
+    """All ranks' rows, in rank order; the backward sums the gradients of all ranks and keeps this rank's
+    rows.
+    """
 
     @staticmethod
     def forward(ctx, rows):
@@ -127,7 +139,11 @@ def wrap(model, device):
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
-def autocast(device, precision=None):
-    """The context of the forward pass: bf16 on CUDA unless told otherwise, fp32 on the CPU."""
-    bf16 = (precision or ("bf16" if device.type == "cuda" else "fp32")) == "bf16"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+def precision(device, asked=None):
+    """ "fp32" or "bf16": what was asked for, else bf16 on CUDA and fp32 on the CPU."""
+    return asked or ("bf16" if device.type == "cuda" else "fp32")
+
+
+def autocast(device, asked=None):
+    """The context of the forward pass."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision(device, asked) == "bf16")

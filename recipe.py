@@ -1,4 +1,5 @@
-"""The recipe: the paper's implementation details as one table, the parameter groups, the learning rate of a step.
+"""The recipe: the paper's implementation details as one table, the parameter groups, the learning rate of a
+step.
 
 Paper: section 4 and appendix. A flag left out on the command line takes its value from here.
 
@@ -26,7 +27,7 @@ METHOD = {  # method: lr, wd at batch 4096
     "clip": dict(lr=5e-4, wd=0.5),
     "simclr": dict(lr=3.2e-3, wd=0.1),
 }
-# What a set changes. The small ones are ours, for two CPU cores: chosen on held-out parts of the training data (NOTES.md).
+# What a set changes. The small ones are ours, for two CPU cores.
 SMALL = dict(model="vit_tiny", batch_size=64, vocab="train", lr=1e-3, wd=0.1)
 SETS = {
     "scenes": SMALL | dict(epochs=10, strong_crop=0.3),
@@ -39,14 +40,18 @@ SETS = {
 
 
 def recipe(method, data):
-    """The values of all flags which the paper, or a small set, decides; raises ValueError for an unknown method."""
+    """The values of all flags which the paper, or a small set, decides; raises ValueError for an unknown
+    method.
+    """
     if method not in METHOD:
         raise ValueError(f"unknown method {method!r}: expected one of {', '.join(METHOD)}")
     return PAPER | {"patch": None} | METHOD[method] | SETS.get(data, {})
 
 
 def parameter_groups(model, wd):
-    """Two groups for the optimizer: matrices decay; biases, LayerNorm, BatchNorm and other 1-d parameters do not."""
+    """Two groups for the optimizer: matrices decay; biases, LayerNorm, BatchNorm and other 1-d parameters
+    do not.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": wd},
@@ -55,7 +60,9 @@ def parameter_groups(model, wd):
 
 
 def learning_rate(step, steps, warmup, peak, start=START_LR, end=END_LR):
-    """Linear from `start` over `warmup` steps, then a cosine from `peak` that reaches `end` at the last of `steps`."""
+    """Linear from `start` over `warmup` steps, then a cosine from `peak` that reaches `end` at the last of
+    `steps`.
+    """
     if step < warmup:
         return start + (peak - start) * step / warmup
     done = (step - warmup) / max(1, steps - 1 - warmup)

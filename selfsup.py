@@ -2,8 +2,8 @@
 
 Paper: section 3.2 (SimCLR). Every partner has the same three methods, called by whoever trains:
 
-    branch.look(tower, chunk) -> {name: features [b, D]}   inside SLIP.forward: needs the tower, sees a chunk of the batch
-    branch(features)          -> loss, accuracy            after the gather: sees the whole global batch, knows no ranks
+    branch.look(tower, chunk) -> {name: features [b, D]}   in SLIP.forward: has the tower, sees a chunk
+    branch(features)          -> loss, accuracy            after the gather: sees the whole global batch
     branch.after_step(tower, progress)                     after the optimizer's step (momentum encoders)
 
 So BatchNorm's statistics are the global batch's, for any number of chunks and ranks, without a SyncBatchNorm.
@@ -29,7 +29,9 @@ def mlp(width, hidden, out):
 
 
 class SimCLR(nn.Module):
-    """Two strong views of a picture find each other. The head takes the class token's feature, not the CLIP embedding."""
+    """Two strong views of a picture find each other. The head takes the class token's feature, not the CLIP
+    embedding.
+    """
 
     views = "simclr"
 
@@ -43,7 +45,9 @@ class SimCLR(nn.Module):
         return {"features1": tower(chunk["view1"]), "features2": tower(chunk["view2"])}
 
     def forward(self, features):
-        """Features [B, D] of both views -> (loss, accuracy). The head is called once a view: its statistics are a view's."""
+        """Features [B, D] of both views -> (loss, accuracy). The head is called once a view: its statistics
+        are a view's.
+        """
         z1, z2 = self.head(features["features1"]), self.head(features["features2"])
         return nt_xent(z1, z2, self.temperature)
 

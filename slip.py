@@ -1,8 +1,9 @@
-"""SLIP the model: an image tower, a text tower, a projection of each to the joint space, a self-supervised branch.
+"""SLIP the model: an image tower, a text tower, a projection of each to the joint space, a self-supervised
+branch.
 
 Paper: figure 1, section 3. CLIP is SLIP without the branch, SimCLR is SLIP without the language.
 
-    SLIP.forward: views and tokens in, features out (what is gathered across ranks); the heads stand outside it
+    SLIP.forward: views and tokens in, features out (these are gathered); the heads stand outside it
     images [B, 3, 224, 224] -> encode_image -> [B, 512]        tokens [B, L] -> encode_text -> [B, 512]
 
 `python slip.py FILE` prints what a checkpoint holds. `load(FILE)` reads ours and the published weight files.
@@ -32,7 +33,13 @@ METHODS = {  # method: (has the language loss, self-supervised partner)
     "simclr": (False, "simclr"),
     "slip": (True, "simclr"),
 }
-PUBLISHED = {"VITS16": "vit_s16", "VITB16": "vit_b16", "VITL16": "vit_l16", "TINY": "vit_tiny", "VITTI16": "vit_ti16"}
+PUBLISHED = {
+    "VITS16": "vit_s16",
+    "VITB16": "vit_b16",
+    "VITL16": "vit_l16",
+    "TINY": "vit_tiny",
+    "VITTI16": "vit_ti16",
+}
 TEXT = {  # text tower, joint space and SSL head beside each image tower; the paper's three share one
     "vit_tiny": dict(text_width=128, text_depth=2, text_heads=4, embed=128, ssl_hidden=512, ssl_out=128),
     "vit_ti16": dict(text_width=256, text_depth=6, text_heads=4, ssl_hidden=1024),
@@ -59,18 +66,22 @@ class Config:
 
 
 def configure(method, model, **changes):
-    """The Config of a method and a size (names as in train.py); `changes` are fields of it, None leaves the default."""
+    """The Config of a method and a size (names as in train.py); `changes` are fields of it, None leaves the
+    default.
+    """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
     if model not in SIZES:
         raise ValueError(f"unknown model {model!r}: expected one of {', '.join(SIZES)}")
-    settings = {"patch": SIZES[model]["patch"], "image_size": 32 if model == "vit_tiny" else 224} | TEXT.get(model, {})
+    settings = {"patch": SIZES[model]["patch"], "image_size": 32 if model == "vit_tiny" else 224} | TEXT.get(
+        model, {}
+    )
     settings |= {name: value for name, value in changes.items() if value is not None}
     return Config(method=method, model=model, **settings)
 
 
 def build(name):
-    """A new model from a name such as SLIP_VITB16, clip_vits16 or SIMCLR_TINY (any case), or from a Config."""
+    """A new model from a name (SLIP_VITB16, clip_vits16, SIMCLR_TINY; any case) or from a Config."""
     if isinstance(name, Config):
         return SLIP(name)
     method, _, size = name.upper().partition("_")
@@ -103,7 +114,9 @@ class SLIP(nn.Module):
             )
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # the logarithm of the scale
         if partner:
-            self.branch = BRANCHES[partner](self.visual.width, config.ssl_hidden, config.ssl_out, config.ssl_temp)
+            self.branch = BRANCHES[partner](
+                self.visual.width, config.ssl_hidden, config.ssl_out, config.ssl_temp
+            )
 
     def encode_image(self, images):
         """Normalised images [B, 3, H, W] -> embeddings [B, E], not of unit length."""
@@ -120,17 +133,21 @@ class SLIP(nn.Module):
             raise ValueError(f"a {self.config.method} model was trained without captions: it has no {what}")
 
     def forward(self, batch, prepare, micro_batch=None, recompute=False):
-        """A batch (a dict of rows on the device) -> {name: features [B, ...]}, in chunks of `micro_batch` rows.
+        """A batch (a dict of rows on the device) -> {name: features [B, ...]}, in chunks of `micro_batch`
+        rows.
 
-        `prepare` turns a chunk of the host's uint8 crops into normalised views. Under `recompute` only the features of a chunk
-        are kept; its activations are made again in the backward pass: the gradient is that of the whole batch, exactly.
+        `prepare` turns a chunk of the host's uint8 crops into normalised views. Under `recompute` only the
+        features of a chunk are kept; its activations are made again in the backward pass: the gradient is
+        that of the whole batch, exactly.
         """
         rows = len(next(iter(batch.values())))
         parts = []
         for start in range(0, rows, micro_batch or rows):
             chunk = {name: value[start : start + (micro_batch or rows)] for name, value in batch.items()}
             if recompute and torch.is_grad_enabled():
-                parts.append(checkpoint(self.towers, chunk, prepare, use_reentrant=False, preserve_rng_state=False))
+                parts.append(
+                    checkpoint(self.towers, chunk, prepare, use_reentrant=False, preserve_rng_state=False)
+                )
             else:
                 parts.append(self.towers(chunk, prepare))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -146,11 +163,13 @@ class SLIP(nn.Module):
         return features
 
 
-# The checkpoint: one file, {format, config, weights, tokenizer, run}; `run` belongs to whoever trains, as plain data.
+# The checkpoint: one file, {format, config, weights, tokenizer, run}; `run` is the trainer's, plain data.
 
 
 def write(state, path):
-    """Write to a temporary name, flush to the disk, rename: a reader sees the old file or the new one, never half of one."""
+    """Write to a temporary name, flush to the disk, rename: a reader sees the old file or the new one,
+    never half of one.
+    """
     temporary = f"{path}.tmp"
     with open(temporary, "wb") as file:
         torch.save(state, file)
@@ -163,7 +182,9 @@ def save(path, model, run=None):
     """Save a model, its tokenizer and the plain data `run`, atomically."""
     tokenizer = model.tokenizer.state() if model.tokenizer is not None else None
     weights = model.state_dict()
-    write(dict(format=FORMAT, config=asdict(model.config), weights=weights, tokenizer=tokenizer, run=run), path)
+    write(
+        dict(format=FORMAT, config=asdict(model.config), weights=weights, tokenizer=tokenizer, run=run), path
+    )
 
 
 def read(path):
@@ -172,18 +193,26 @@ def read(path):
     Raises FileNotFoundError or ValueError with one sentence.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"no checkpoint at {path}: give the checkpoint.pt of a run folder or a published weight file")
+        raise FileNotFoundError(
+            f"no checkpoint at {path}: give the checkpoint.pt of a run folder or a published weight file"
+        )
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the published files hold their arguments so
+        with torch.serialization.safe_globals(
+            [argparse.Namespace]
+        ):  # the published files hold their arguments so
             mmap = zipfile.is_zipfile(path)  # files of torch before 1.6 cannot be mapped
             state = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError(f"{path} is not a checkpoint, or holds objects other than weights and plain data: refused") from None
+        raise ValueError(
+            f"{path} is not a checkpoint, or holds objects other than weights and plain data: refused"
+        ) from None
     except Exception as error:  # foreign bytes break the reader in every way there is
         reason = str(error).split("\n")[0][:120]
         raise ValueError(f"{path} cannot be read as a checkpoint, it may be torn ({reason})") from None
     if not isinstance(state, dict) or not ({"format", "state_dict"} & state.keys()):
-        raise ValueError(f"{path} is not a checkpoint of this project (no 'format') nor a published one (no 'state_dict')")
+        raise ValueError(
+            f"{path} is not a checkpoint of this project (no 'format') nor a published one (no 'state_dict')"
+        )
     if "format" in state and state["format"] != FORMAT:
         raise ValueError(f"{path} has format {state['format']!r}, expected {FORMAT!r}")
     return state
@@ -192,15 +221,19 @@ def read(path):
 def load(path):
     """The model of a checkpoint in evaluation mode on the CPU, with its tokenizer as `model.tokenizer`.
 
-    Takes our checkpoints and the published weight files; for these the tokenizer is CLIP's if its vocabulary is installed, else
-    None. Raises FileNotFoundError or ValueError with one sentence.
+    Takes our checkpoints and the published weight files; for these the tokenizer is CLIP's if its
+    vocabulary is installed, else None. Raises FileNotFoundError or ValueError with one sentence.
     """
     state = read(path)
     ours = "format" in state
     config, weights = (parse_config(state, path), state["weights"]) if ours else rename_published(state, path)
     with torch.device("meta"):  # nothing is drawn only to be overwritten
         model = SLIP(config)
-    check_names({k: tuple(v.shape) for k, v in weights.items()}, {k: tuple(v.shape) for k, v in model.state_dict().items()}, path)
+    check_names(
+        {k: tuple(v.shape) for k, v in weights.items()},
+        {k: tuple(v.shape) for k, v in model.state_dict().items()},
+        path,
+    )
     model.load_state_dict(weights, assign=True)
     model.requires_grad_(True)
     if ours and state["tokenizer"]:
@@ -268,7 +301,9 @@ def rename_published(state, path):
     name = str(getattr(state.get("args"), "model", "")).upper()
     method, _, size = name.partition("_")
     if method.lower() not in METHODS or size not in PUBLISHED:
-        raise ValueError(f"{path}: its args.model is {name or 'missing'!r}, expected a name such as SLIP_VITB16")
+        raise ValueError(
+            f"{path}: its args.model is {name or 'missing'!r}, expected a name such as SLIP_VITB16"
+        )
     config = configure(method.lower(), PUBLISHED[size])
     theirs = {key.removeprefix("module."): value for key, value in state["state_dict"].items()}
     with torch.device("meta"):
@@ -285,9 +320,15 @@ def describe(path):
     state, model = read(path), load(path)
     parts = {"image tower": model.visual, "text tower": model.text, "branch": model.branch}
     lines = [f"{path}: {model.config.method} {model.config.model}, {count_parameters(model):,} parameters"]
-    lines += [f"  {name:<18} {count_parameters(part):,} parameters" for name, part in parts.items() if part is not None]
+    lines += [
+        f"  {name:<18} {count_parameters(part):,} parameters"
+        for name, part in parts.items()
+        if part is not None
+    ]
     lines += [f"  {name:<18} {value}" for name, value in asdict(model.config).items()]
-    lines += [f"  {'tokenizer':<18} {model.tokenizer.vocab_size:,} ids"] if model.tokenizer is not None else []
+    lines += (
+        [f"  {'tokenizer':<18} {model.tokenizer.vocab_size:,} ids"] if model.tokenizer is not None else []
+    )
     run = state.get("run") or {}
     for name, value in run.get("args", {}).items():
         lines.append(f"  --{name.replace('_', '-'):<16} {value}")
@@ -298,7 +339,9 @@ def describe(path):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Print what a checkpoint holds: model, sizes, and how it was trained.")
+    parser = argparse.ArgumentParser(
+        description="Print what a checkpoint holds: model, sizes, and how it was trained."
+    )
     parser.add_argument("file", help="a run's checkpoint.pt or a published weight file")
     args = parser.parse_args(argv)
     try:

@@ -1,7 +1,8 @@
-"""Facts of the labelled sets: class names, prompts for zero-shot transfer, captions for training, the metric of each.
+"""Facts of the labelled sets: class names, prompts for zero-shot transfer, captions for training, the
+metric of each.
 
-Paper: section 4.2 and appendix (prompt ensembling; ImageNet has seven prompts). The wording of the prompts here is ours; the
-published ones are read from their JSON files (`read_published`).
+Paper: section 4.2 and appendix (prompt ensembling; ImageNet has seven prompts). The wording of the prompts
+here is ours; the published ones are read from their JSON files (`read_published`).
 
     class name "tabby cat" x templates -> P prompts; a class may have several names
 """
@@ -27,7 +28,7 @@ PROMPTS = {  # zero-shot templates of a set; GENERIC where none are given
     "cifar10": ("a small photo of a {}.", "a blurred picture of a {}.", "a photo of the {}."),
     "cifar100": ("a small photo of a {}.", "a blurred picture of a {}.", "a photo of the {}."),
 }
-CAPTIONS = {  # what a class name is wrapped in when a labelled set is trained on; GENERIC_CAPTIONS where none are given
+CAPTIONS = {  # what a class name is wrapped in for training; GENERIC_CAPTIONS where none are given
     "fashionmnist": ("a {}", "a photo of a {}", "{} for sale", "product picture: {}", "my new {}"),
 }
 GENERIC_CAPTIONS = ("a {}", "a photo of a {}", "a picture of the {}", "one {}", "the {}")
@@ -42,7 +43,9 @@ def captions(name):
 
 
 def read_published(path, name):
-    """The entry of a set in the published `labels.json` or `templates.json`; raises ValueError or FileNotFoundError."""
+    """The entry of a set in the published `labels.json` or `templates.json`; raises ValueError or
+    FileNotFoundError.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             table = json.load(file)

@@ -70,7 +70,7 @@ def clean(text):
 # 2. Split: merges never cross from one piece into the next. CLIP's pattern is made of \p{L} and \p{N}; `re`
 # has only \w, these two and the underscore, and \d, part of \p{N}. So the rest of \p{N} (½ ² Ⅷ) is put
 # between spaces, and then \w without digits and underscore is a word or one such numeral by itself. Tried on
-# every character of Unicode 14, the pieces are CLIP's, but for U+0345 standing alone, which its pattern loses.
+# every character of Unicode 14, the pieces are CLIP's, but for U+0345 standing alone, which it loses.
 
 PIECE = re.compile(r"'(?:s|ſ|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\w\s]|_)+")
 NUMERALS = (c for c in map(chr, range(0x20000)) if c.isnumeric() and not c.isalpha() and not c.isdecimal())

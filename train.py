@@ -1,9 +1,9 @@
 """Pre-training: one vision transformer, the sum of two losses.
 
-    python train.py                                      # the built-in scenes, minutes on a laptop; runs/scenes-slip/
-    python train.py --method clip --data fashionmnist     # another method, another set
-    python train.py --data imagenet --epochs 25           # the paper's recipe; ImageNet under data/imagenet
-    torchrun --nproc_per_node=8 train.py --data imagenet  # the same on eight GPUs: the batch size is global
+python train.py                                      # the built-in scenes, minutes on a laptop;
+runs/scenes-slip/ python train.py --method clip --data fashionmnist     # another method, another set python
+train.py --data imagenet --epochs 25           # the paper's recipe; ImageNet under data/imagenet torchrun
+--nproc_per_node=8 train.py --data imagenet  # the same on eight GPUs: the batch size is global
 """
 
 import argparse
@@ -22,15 +22,16 @@ from losses import info_nce
 from text import Tokenizer
 from vit import SIZES, count_parameters
 
-COLUMNS = (
-    "epoch step loss clip_loss ssl_loss clip_acc ssl_acc logit_scale grad_norm lr images_per_s zeroshot_top1".split()
-)
+COLUMNS = "epoch step loss clip_loss ssl_loss clip_acc ssl_acc logit_scale grad_norm lr images_per_s".split()
+COLUMNS += ["zeroshot_top1"]
 # Flags that say where and how fast, not what: they may change when a run goes on.
 FREE = {"out", "root", "workers", "device", "micro_batch", "save_every", "compile"}
 
 
 def objective(model, features, ssl_scale):
-    """Algorithm 1 on the features of the global batch, [B, D] each -> (loss, what to log). CLIP, SimCLR: a term is missing."""
+    """Algorithm 1 on the features of the global batch, [B, D] each -> (loss, what to log). CLIP, SimCLR: a
+    term is missing.
+    """
     loss, stats = 0.0, {}
     if model.text is not None:
         image_embed = features["image_features"] @ model.image_projection  # [B, E]: f_i W_i
@@ -47,7 +48,9 @@ def objective(model, features, ssl_scale):
 
 
 def step_loss(model, args, device):
-    """-> loss_of(batch of the host): to the device, through the towers in chunks, gathered across ranks, the objective."""
+    """-> loss_of(batch of the host): to the device, through the towers in chunks, gathered across ranks,
+    the objective.
+    """
     inner = loop.unwrapped(model)
 
     def loss_of(batch):
@@ -66,13 +69,15 @@ def step_loss(model, args, device):
 
 def arguments():
     parser = argparse.ArgumentParser(
-        description="Train SLIP, CLIP or SimCLR. A flag left out takes the recipe's value for the method and the data "
-        "(recipe.py): for imagenet the paper's. The same line again goes on where a run was stopped.",
+        description="Train SLIP, CLIP or SimCLR. A flag left out takes the recipe's value for the method and the "
+        "data (recipe.py): for imagenet the paper's. The same line again goes on where a run was stopped.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=__doc__.split("\n\n", 1)[1],
     )
     what = parser.add_argument_group("what is trained")
-    what.add_argument("--method", default="slip", choices=slip.METHODS, help="the objective (default: %(default)s)")
+    what.add_argument(
+        "--method", default="slip", choices=slip.METHODS, help="the objective (default: %(default)s)"
+    )
     what.add_argument("--model", help=f"image tower: {', '.join(SIZES)} (default: the recipe's)")
     what.add_argument("--image-size", type=int, help="side of the views, pixels")
     what.add_argument("--patch", type=int, help="side of a patch, pixels (default: the model's)")
@@ -80,38 +85,64 @@ def arguments():
     what.add_argument("--ssl-scale", type=float, help="weight of the self-supervised loss (the paper: 1)")
     what.add_argument("--ssl-temp", type=float, help="temperature of NT-Xent (the paper: 0.1)")
     pictures = parser.add_argument_group("on what")
-    pictures.add_argument("--data", default="scenes", help="scenes (built in), imagenet, fashionmnist, cifar10, cifar100 or a "
-                          "folder under --root with train/<class name>/ (default: %(default)s)")  # fmt: skip
+    pictures.add_argument("--data", default="scenes", help="scenes (built in), imagenet, fashionmnist, cifar10, cifar100 "
+                          "or a folder under --root with train/<class name>/ (default: %(default)s)")  # fmt: skip
     pictures.add_argument("--root", default="data", help="folder that holds the sets (default: %(default)s)")
-    pictures.add_argument("--captions", type=int, metavar="N", help="captions for N pictures only; self-supervision sees all")
+    pictures.add_argument(
+        "--captions", type=int, metavar="N", help="captions for N pictures only; self-supervision sees all"
+    )
     pictures.add_argument("--clip-aug", choices=["light", "simclr"], default="light",
-                          help="the language loss's view: the paper's light crop, or SimCLR's strong view")  # fmt: skip
-    pictures.add_argument("--light-crop", type=float, help="smallest share of the picture in a light crop (the paper: 0.5)")
+                          help="the language loss's view: the light crop, or SimCLR's strong view")  # fmt: skip
+    pictures.add_argument(
+        "--light-crop", type=float, help="smallest share of the picture in a light crop (the paper: 0.5)"
+    )
     pictures.add_argument("--strong-crop", type=float, help="the same in a strong view (the paper: 0.08)")
     how = parser.add_argument_group("how")
     how.add_argument("--epochs", type=int, help="passes over the pictures")
     how.add_argument("--max-steps", type=int, help="end, and the cosine with it, after so many steps")
     how.add_argument("--batch-size", type=int, help="pictures in a step, over all ranks")
-    how.add_argument("--micro-batch", type=int, help="rows that go through the towers at once; same gradient, less memory")
+    how.add_argument(
+        "--micro-batch", type=int, help="rows that go through the towers at once; same gradient, less memory"
+    )
     how.add_argument("--lr", type=float, help="peak learning rate")
     how.add_argument("--wd", type=float, help="weight decay of matrices")
     how.add_argument("--warmup-epochs", type=float, help="epochs of linear warm-up (the paper: 1)")
-    how.add_argument("--clip-grad", type=float, help="largest norm of the gradient (default, and the paper: no limit)")
+    how.add_argument(
+        "--clip-grad", type=float, help="largest norm of the gradient (default, and the paper: no limit)"
+    )
     how.add_argument("--overfit", action="store_true", help="one batch again and again: does anything learn?")
     how.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
     where = parser.add_argument_group("where")
-    where.add_argument("--out", help="run folder: checkpoint.pt, best.pt, log.csv (default: runs/DATA-METHOD)")
+    where.add_argument(
+        "--out", help="run folder: checkpoint.pt, best.pt, log.csv (default: runs/DATA-METHOD)"
+    )
     where.add_argument("--save-every", type=int, metavar="STEPS", help="checkpoints within an epoch as well")
-    where.add_argument("--workers", type=int, default=min(4, (os.cpu_count() or 2) - 1), help="processes that decode")
+    where.add_argument(
+        "--workers", type=int, default=min(4, (os.cpu_count() or 2) - 1), help="processes that decode"
+    )
     where.add_argument("--device", help="cpu, cuda or cuda:N (default: the best at hand)")
-    where.add_argument("--precision", choices=["fp32", "bf16"], help="default: bf16 autocast on CUDA, fp32 on the CPU")
-    where.add_argument("--compile", action="store_true", help="torch.compile the towers: slower to start, faster to run")
+    where.add_argument(
+        "--precision", choices=["fp32", "bf16"], help="default: bf16 autocast on CUDA, fp32 on the CPU"
+    )
+    where.add_argument(
+        "--compile", action="store_true", help="torch.compile the towers: slower to start, faster to run"
+    )
     return parser
 
 
 def check(args):
     """Values that no set or model could make right."""
-    for name in ("epochs", "max_steps", "micro_batch", "save_every", "lr", "image_size", "patch", "captions", "clip_grad"):
+    for name in (
+        "epochs",
+        "max_steps",
+        "micro_batch",
+        "save_every",
+        "lr",
+        "image_size",
+        "patch",
+        "captions",
+        "clip_grad",
+    ):
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise ValueError(f"found --{name.replace('_', '-')} {value}, expected more than 0")
@@ -121,7 +152,9 @@ def check(args):
         raise ValueError("--workers, --seed, --wd and --ssl-scale cannot be negative")
     for name in ("light_crop", "strong_crop"):
         if not 0 < getattr(args, name) <= 1:
-            raise ValueError(f"found --{name.replace('_', '-')} {getattr(args, name)}, expected a share between 0 and 1")
+            raise ValueError(
+                f"found --{name.replace('_', '-')} {getattr(args, name)}, expected a share between 0 and 1"
+            )
 
 
 def make_tokenizer(vocab, source):
@@ -135,11 +168,15 @@ def make_tokenizer(vocab, source):
         return Tokenizer.train([c for t in targets for c in ([t] if isinstance(t, str) else t)])
     names = [n for entry in source.classes for n in ([entry] if isinstance(entry, str) else entry)]
     templates = data.tasks.captions(source.name)
-    return Tokenizer.train([template.format(name) for template in templates for name in names for _ in range(2)])
+    return Tokenizer.train(
+        [template.format(name) for template in templates for name in names for _ in range(2)]
+    )
 
 
 def set_up(args):
-    """Resolve every flag, open everything; raises ValueError or OSError with one sentence, before anything is written."""
+    """Resolve every flag, open everything; raises ValueError or OSError with one sentence, before anything
+    is written.
+    """
     for name, value in recipe.recipe(args.method, args.data).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -153,12 +190,16 @@ def set_up(args):
     captioned, other = source, None
     if args.captions and language:
         if args.captions > len(source):
-            raise ValueError(f"found --captions {args.captions}, {args.data} has {len(source)} pictures to train on")
+            raise ValueError(
+                f"found --captions {args.captions}, {args.data} has {len(source)} pictures to train on"
+            )
         captioned = data.part(source, data.permutation(len(source), args.seed, 0)[: args.captions])
         other = source
     smallest = min(len(captioned), len(source))
     if args.batch_size > smallest:
-        raise ValueError(f"found --batch-size {args.batch_size}, there are {smallest} pictures: type {smallest} or less")
+        raise ValueError(
+            f"found --batch-size {args.batch_size}, there are {smallest} pictures: type {smallest} or less"
+        )
     if ranks.world() > args.batch_size:
         raise ValueError(f"{ranks.world()} ranks cannot share a batch of {args.batch_size}")
     tokenizer = make_tokenizer(args.vocab, captioned) if language else None
@@ -189,15 +230,23 @@ def announce(args, model, device, views, state):
     b = args.batch_size
     share = len(ranks.mine(range(b)))
     chunks = -(-share // args.micro_batch)
-    ranks.say(f"{args.method} {args.model}: {count_parameters(model):,} parameters, {args.image_size} px, patch {args.patch}")
+    ranks.say(
+        f"{args.method} {args.model}: {count_parameters(model):,} parameters, "
+        f"{args.image_size} px, patch {args.patch}"
+    )
     captions = f", captions for {len(views.captioned):,} of them" if views.other is not None else ""
-    ranks.say(f"{args.data}: {len(views.other or views.captioned):,} pictures{captions}; {args.epoch_steps} steps an epoch")
+    ranks.say(
+        f"{args.data}: {len(views.other or views.captioned):,} pictures{captions}; "
+        f"{args.epoch_steps} steps an epoch"
+    )
     again = ", activations made again in the backward pass" if args.recompute else ""
     ranks.say(
         f"batch {b} = {ranks.world()} ranks x {chunks} chunks of {args.micro_batch}{again}; {args.steps} steps, "
-        f"lr {args.lr:g}, wd {args.wd:g}; {device}, {args.precision or ('bf16' if device.type == 'cuda' else 'fp32')}"
+        f"lr {args.lr:g}, wd {args.wd:g}; {device}, {ranks.precision(device, args.precision)}"
     )
-    chance = [f"clip_loss {torch.log(torch.tensor(float(b))):.2f} = log {b}"] if model.text is not None else []
+    chance = (
+        [f"clip_loss {torch.log(torch.tensor(float(b))):.2f} = log {b}"] if model.text is not None else []
+    )
     if model.branch is not None:
         chance.append(f"ssl_loss {torch.log(torch.tensor(2.0 * b - 1)):.2f} = log {2 * b - 1}")
     ranks.say(f"chance: {', '.join(chance)}; accuracies {100 / b:.2f}% and {100 / (2 * b - 1):.2f}%")
@@ -208,7 +257,9 @@ def announce(args, model, device, views, state):
 
 
 class Evaluation:
-    """After each epoch: zero-shot on the test split for the log; on the held-out part of the training set for best.pt."""
+    """After each epoch: zero-shot on the test split for the log; on the held-out part of the training set
+    for best.pt.
+    """
 
     def __init__(self, args, model, device, held):
         self.args, self.model, self.device, self.held = args, model, device, held
@@ -235,8 +286,8 @@ class Evaluation:
         """InfoNCE of the held-out pictures and captions, in batches of at most 256."""
         training, losses = self.model.training, []
         self.model.eval()
-        views = data.Views(self.held, None, image_size=self.args.image_size, seed=0, light_crop=1.0, strong_crop=1.0,
-                           language=True, pair=None)  # fmt: skip
+        views = data.Views(self.held, None, image_size=self.args.image_size, seed=0, light_crop=1.0,
+                           strong_crop=1.0, language=True, pair=None)  # fmt: skip
         for start in range(0, len(self.held) - 1, 256):
             keys = [((0, i), (0, i)) for i in range(start, min(start + 256, len(self.held)))]
             batch = data.collate([views[key] for key in keys])
@@ -281,8 +332,8 @@ def main(argv=None):
     warmup = min(args.warmup_epochs * args.epoch_steps, args.steps / 10)
     try:
         rows = loop.fit(
-            wrapped, optimizer, batches, step_loss(wrapped, args, device), out=args.out, args=vars(args), state=state,
-            steps=args.steps, epoch_steps=args.epoch_steps, batch_size=args.batch_size, columns=COLUMNS,
+            wrapped, optimizer, batches, step_loss(wrapped, args, device),
+            out=args.out, args=vars(args), state=state, steps=args.steps, epoch_steps=args.epoch_steps, batch_size=args.batch_size, columns=COLUMNS,
             rate=lambda step: recipe.learning_rate(step, args.steps, warmup, args.lr), after_step=after_step,
             after_epoch=evaluation, save_every=args.save_every, clip=args.clip_grad, bad_share=data.BAD_SHARE,
         )  # fmt: skip
@@ -300,7 +351,10 @@ def report(args, model, device):
     for name in names if model.text is not None else []:
         source = data.open_source(name, args.root, "test")
         result = zeroshot.evaluate(model, source, device)
-        ranks.say(f"{name}: zero-shot top-1 {result['top1']:.1f}% of {len(source.classes)} classes (chance {100 / len(source.classes):.1f}%)")
+        ranks.say(
+            f"{name}: zero-shot top-1 {result['top1']:.1f}% of {len(source.classes)} classes "
+            f"(chance {100 / len(source.classes):.1f}%)"
+        )
     path = os.path.join(args.out, loop.CHECKPOINT)
     ranks.say(f"saved {path}; try: python zeroshot.py --checkpoint {path} --data {args.data}")
 

@@ -1,10 +1,12 @@
 """The image tower: a vision transformer turns a picture into one feature, that of its class token.
 
-Paper: section 4 and appendix (ViT-S/16 with 12 heads as in MoCo v3, ViT-B/16, ViT-L/16); Dosovitskiy et al. 2021.
+Paper: section 4 and appendix (ViT-S/16 with 12 heads as in MoCo v3, ViT-B/16, ViT-L/16); Dosovitskiy et al.
+2021.
 
     images [B, 3, 224, 224] -> patches [B, 196, 768] -> tokens [B, 197, D] -> features [B, D]
 
-Not here: the projection to the joint space (slip.py), the projection head of SimCLR (selfsup.py), drawing views (augment.py).
+Not here: the projection to the joint space (slip.py), the projection head of SimCLR (selfsup.py), drawing
+views (augment.py).
 """
 
 import argparse
@@ -25,7 +27,9 @@ SIZES = {  # name: width, depth, heads, patch
 
 
 class PatchEmbed(nn.Module):
-    """Cut a picture into squares and project each: a strided convolution, written as the matrix product it is."""
+    """Cut a picture into squares and project each: a strided convolution, written as the matrix product it
+    is.
+    """
 
     def __init__(self, image_size, patch, width):
         super().__init__()
@@ -42,7 +46,9 @@ class PatchEmbed(nn.Module):
         """[B, 3, H, W] -> [B, N, D], with N = (H / patch) * (W / patch), row by row."""
         if images.shape[-2:] != (self.image_size, self.image_size):
             found = "x".join(map(str, images.shape[-2:]))
-            raise ValueError(f"found pictures of {found} pixels, expected {self.image_size}x{self.image_size}")
+            raise ValueError(
+                f"found pictures of {found} pixels, expected {self.image_size}x{self.image_size}"
+            )
         patches = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
         return self.projection(patches)
 
@@ -99,8 +105,8 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         for parameter in [self.class_token, self.positions]:
             nn.init.trunc_normal_(parameter, std=0.02)
-        # The paper's 0.02 suits its widths. A narrow tower starts too quiet with it: at width 128, a classifier of the built-in
-        # scenes was at 49% after 200 steps of 64, and at 66% with 1 / sqrt(width).
+        # The paper's 0.02 suits its widths. A narrow tower starts too quiet with it: at width 128, a classifier
+        # of the built-in scenes was at 49% after 200 steps of 64, and at 66% with 1 / sqrt(width).
         std = 0.02 if width >= 384 else width**-0.5
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -108,7 +114,9 @@ class ViT(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def encode(self, patches):
-        """Embedded patches [B, N, D] -> tokens [B, 1 + N, D]; the class token is the first (BEiT masks before this)."""
+        """Embedded patches [B, N, D] -> tokens [B, 1 + N, D]; the class token is the first (BEiT masks
+        before this).
+        """
         class_token = self.class_token.expand(len(patches), -1, -1)  # [B, 1, D]
         x = torch.cat([class_token, patches], dim=1) + self.positions  # [B, 1 + N, D]
         for block in self.blocks:
@@ -125,9 +133,15 @@ def count_parameters(module):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Follow one picture through the image tower, shape by shape.")
-    parser.add_argument("--model", default="vit_b16", choices=SIZES, help="size of the tower (default: %(default)s)")
-    parser.add_argument("--image-size", type=int, default=224, help="side of the picture, pixels (default: 224)")
+    parser = argparse.ArgumentParser(
+        description="Follow one picture through the image tower, shape by shape."
+    )
+    parser.add_argument(
+        "--model", default="vit_b16", choices=SIZES, help="size of the tower (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--image-size", type=int, default=224, help="side of the picture, pixels (default: 224)"
+    )
     args = parser.parse_args(argv)
     try:
         vit = ViT(image_size=args.image_size, **SIZES[args.model]).eval()
@@ -139,10 +153,14 @@ def main(argv=None):
         tokens = vit.encode(patches)
     print(f"{args.model}: {count_parameters(vit):,} parameters, {len(vit.blocks)} blocks")
     print(f"  images      {list(images.shape)}   a batch of pictures")
-    print(f"  patches     {list(patches.shape)}   each {vit.patch_embed.patch}x{vit.patch_embed.patch} square, projected")
-    print(f"  tokens      {list(tokens.shape)}   the class token in front, positions added, through the blocks")
+    print(f"  patches     {list(patches.shape)}   each square of {vit.patch_embed.patch} pixels, projected")
+    print(
+        f"  tokens      {list(tokens.shape)}   the class token in front, positions added, through the blocks"
+    )
     print(f"  features    {list(tokens[:, 0].shape)}   the class token alone: what the losses are made of")
-    kernel = rearrange(vit.patch_embed.projection.weight, "d (c p q) -> d c p q", c=3, p=vit.patch_embed.patch)
+    kernel = rearrange(
+        vit.patch_embed.projection.weight, "d (c p q) -> d c p q", c=3, p=vit.patch_embed.patch
+    )
     convolved = F.conv2d(images, kernel, vit.patch_embed.projection.bias, stride=vit.patch_embed.patch)
     difference = (rearrange(convolved, "b d h w -> b (h w) d") - patches).abs().max().item()
     print(f"  the patch embedding against a strided convolution: largest difference {difference:.1e}")

@@ -1,10 +1,10 @@
 """Zero-shot transfer: name the class of a picture by the caption that fits it best.
 
-    python zeroshot.py --checkpoint runs/scenes-slip/checkpoint.pt --data scenes     # the built-in test split, seconds
+    python zeroshot.py --checkpoint runs/scenes-slip/checkpoint.pt --data scenes    # the built-in test split
     python zeroshot.py --checkpoint F --image cat.jpg --classes "a dog,a cat"         # one picture
 
-Paper: section 4.2. For each class every prompt is filled and encoded, each embedding normalised, their mean normalised again;
-a picture's class is the one of largest cosine.
+Paper: section 4.2. For each class every prompt is filled and encoded, each embedding normalised, their mean
+normalised again; a picture's class is the one of largest cosine.
 """
 
 import argparse
@@ -25,11 +25,17 @@ import tasks
 def classifier(model, names, templates, device):
     """Class names (a string, or a list of names, each) and templates with {} -> unit embeddings [K, E]."""
     if model.tokenizer is None:
-        raise ValueError("this checkpoint has no tokenizer: CLIP's is read from an installed open_clip (pip install open_clip_torch)")
+        raise ValueError(
+            "this checkpoint has no tokenizer: CLIP's comes with open_clip (pip install open_clip_torch)"
+        )
     names = [[name] if isinstance(name, str) else list(name) for name in names]
-    texts = [template.replace("{}", name) for synonyms in names for name in synonyms for template in templates]
+    texts = [
+        template.replace("{}", name) for synonyms in names for name in synonyms for template in templates
+    ]
     embeds = []
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # like lengths together: less padding to work through
+    order = sorted(
+        range(len(texts)), key=lambda i: len(texts[i])
+    )  # like lengths together: less padding to work through
     for start in range(0, len(order), 256):
         tokens = model.tokenizer([texts[i] for i in order[start : start + 256]], model.config.context)
         embeds.append(F.normalize(model.encode_text(tokens.to(device)).float(), dim=-1))  # [256, E]
@@ -40,10 +46,15 @@ def classifier(model, names, templates, device):
 
 @torch.no_grad()
 def over(source, image_size, device, apply, *, resize=None, workers=0, batch=256):
-    """Apply a function to the evaluation views of a source, sharded over the ranks: (results [n, ...], labels [n]) of all."""
+    """Apply a function to the evaluation views of a source, sharded over the ranks: (results [n, ...],
+    labels [n]) of all.
+    """
     indices = ranks.mine(range(len(source)))
     loader = DataLoader(
-        Subset(data.Labelled(source, image_size, resize), indices), batch, num_workers=workers, worker_init_fn=data.one_thread
+        Subset(data.Labelled(source, image_size, resize), indices),
+        batch,
+        num_workers=workers,
+        worker_init_fn=data.one_thread,
     )
     results, labels = [], []
     for images, targets in loader:
@@ -69,12 +80,20 @@ def metrics(scores, labels):
 
 
 def evaluate(model, source, device, *, names=None, templates=None, workers=0):
-    """Zero-shot accuracy of a model on a labelled source: {"top1", "top5", "per_class"}, per cent. Leaves its mode as it was."""
+    """Zero-shot accuracy of a model on a labelled source: {"top1", "top5", "per_class"}, per cent. Leaves
+    its mode as it was.
+    """
     training = model.training
     model.eval()
-    weights = classifier(model, names or source.classes, templates or tasks.prompts(source.name), device)  # [K, E]
+    weights = classifier(
+        model, names or source.classes, templates or tasks.prompts(source.name), device
+    )  # [K, E]
     scores, labels = over(
-        source, model.config.image_size, device, lambda x: F.normalize(model.encode_image(x), dim=-1) @ weights.T, workers=workers
+        source,
+        model.config.image_size,
+        device,
+        lambda x: F.normalize(model.encode_image(x), dim=-1) @ weights.T,
+        workers=workers,
     )
     model.train(training)
     return metrics(scores, labels)
@@ -91,7 +110,9 @@ def name_picture(model, path, names, templates, device):
 
 def arguments():
     parser = argparse.ArgumentParser(description="Zero-shot transfer of a trained or published model.")
-    parser.add_argument("--checkpoint", required=True, help="a run's checkpoint.pt or a published weight file")
+    parser.add_argument(
+        "--checkpoint", required=True, help="a run's checkpoint.pt or a published weight file"
+    )
     parser.add_argument("--data", default="scenes", help="the labelled set (default: %(default)s)")
     parser.add_argument("--root", default="data", help="folder that holds the sets (default: %(default)s)")
     parser.add_argument("--labels", help="published labels.json, read under the name of the set")
@@ -118,9 +139,15 @@ def main(argv=None):
         else:
             source = data.open_source(args.data, args.root, "test")
             names = tasks.read_published(args.labels, args.data) if args.labels else source.classes
-            templates = tasks.read_published(args.templates, args.data) if args.templates else tasks.prompts(args.data)
+            templates = (
+                tasks.read_published(args.templates, args.data)
+                if args.templates
+                else tasks.prompts(args.data)
+            )
             if len(names) != len(source.classes):
-                raise ValueError(f"{args.labels} names {len(names)} classes, {args.data} has {len(source.classes)}")
+                raise ValueError(
+                    f"{args.labels} names {len(names)} classes, {args.data} has {len(source.classes)}"
+                )
     except (ValueError, OSError) as error:
         parser.error(str(error))
     if args.image:
@@ -128,8 +155,13 @@ def main(argv=None):
             print(f"{probability:6.1%}  {name}")
         return 0
     result = evaluate(model, source, device, names=names, templates=templates, workers=args.workers)
-    ranks.say(f"{args.data}: {len(source):,} test pictures, {len(names)} classes (chance {100 / len(names):.1f}%)")
-    ranks.say(f"  top-1 {result['top1']:.2f}%   top-5 {result['top5']:.2f}%   mean per class {result['per_class']:.2f}%")
+    ranks.say(
+        f"{args.data}: {len(source):,} test pictures, {len(names)} classes (chance {100 / len(names):.1f}%)"
+    )
+    ranks.say(
+        f"  top-1 {result['top1']:.2f}%   top-5 {result['top5']:.2f}%   "
+        f"mean per class {result['per_class']:.2f}%"
+    )
     ranks.stop()
     return 0
 

@@ -1,6 +1,7 @@
-"""The two losses against a loop-by-loop transcription in float64 (value and gradient) and against closed forms.
+"""The two losses against a loop-by-loop transcription in float64 (value and gradient) and against closed
+forms.
 
-    pytest tests/test_losses.py
+pytest tests/test_losses.py
 """
 
 import math
@@ -38,7 +39,9 @@ def naive_nt_xent(z1, z2, temperature):
 
 def pair(rows=7, width=5, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(rows, width, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2)]
+    return [
+        torch.randn(rows, width, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2)
+    ]
 
 
 @pytest.mark.parametrize("rows", [2, 7])

@@ -1,6 +1,7 @@
-"""Ranks: gradients and weights of 1, 2 and 4 gloo processes against one another, and a gather that must be caught.
+"""Ranks: gradients and weights of 1, 2 and 4 gloo processes against one another, and a gather that must be
+caught.
 
-    pytest tests/test_ranks.py
+pytest tests/test_ranks.py
 """
 
 import os
@@ -43,40 +44,55 @@ ranks.stop()
 
 def launch(processes, script, *arguments):
     """Run a script's text on gloo processes, as torchrun would; returns when all have ended well."""
-    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 1000 + processes)}
+    env = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(29500 + os.getpid() % 1000 + processes),
+    }
     env |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes)}
     running = [
-        subprocess.Popen([sys.executable, "-c", script, *arguments], env=env | {"RANK": str(r), "LOCAL_RANK": str(r)})
+        subprocess.Popen(
+            [sys.executable, "-c", script, *arguments], env=env | {"RANK": str(r), "LOCAL_RANK": str(r)}
+        )
         for r in range(processes)
     ]
     assert [process.wait(timeout=120) for process in running] == [0] * processes
 
 
-def gradients(tmp_path, processes, method="slip", broken="whole"):
-    path = tmp_path / f"{method}-{processes}-{broken}.pt"
-    launch(processes, WORKER, str(path), method, broken)
-    return torch.load(path, weights_only=True)
+@pytest.fixture(scope="module")
+def gradients(tmp_path_factory):
+    """-> gradients(processes, method, broken): loss, gradients and buffers of one backward pass, each run
+    once.
+    """
+    folder, known = tmp_path_factory.mktemp("ranks"), {}
+
+    def run(processes, method="slip", broken="whole"):
+        key = (processes, method, broken)
+        if key not in known:
+            path = folder / "-".join(map(str, key))
+            launch(processes, WORKER, str(path), method, broken)
+            known[key] = torch.load(path, weights_only=True)
+        return known[key]
+
+    return run
 
 
 def farthest(a, b):
-    """Largest difference, relative to the largest entry of each tensor; a bias before a BatchNorm has no gradient but noise."""
+    """Largest difference, relative to the largest entry of each tensor; a bias before a BatchNorm has no
+    gradient but noise.
+    """
     floats = [n for n in a if a[n].is_floating_point() and a[n].abs().max() > 1e-9]
     return max(((a[n] - b[n]).abs().max() / a[n].abs().max()).item() for n in floats)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_match_one_in_loss_gradient_and_batchnorm(tmp_path, processes):
-    one, many = gradients(tmp_path, 1), gradients(tmp_path, processes)
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_processes_match_one_in_loss_gradient_and_batchnorm(gradients, processes):
+    one, many = gradients(1), gradients(processes)  # with three, 8 rows are shared as 3, 3, 2
     assert one.keys() == many.keys()
     assert farthest(one, many) < 1e-8  # float64; sums over BatchNorm and softmax in another order
 
 
-def test_uneven_shares_match_one_too(tmp_path):
-    assert farthest(gradients(tmp_path, 1), gradients(tmp_path, 3)) < 1e-8  # 8 rows as 3, 3, 2
-
-
-def test_a_gather_without_gradient_would_be_caught(tmp_path):
-    one, broken = gradients(tmp_path, 1, "clip"), gradients(tmp_path, 2, "clip", "broken")
+def test_a_gather_without_gradient_would_be_caught(gradients):
+    one, broken = gradients(1, "clip"), gradients(2, "clip", "broken")
     assert abs(one["loss"] - broken["loss"]) < 1e-9  # the same loss ...
     assert farthest(one, broken) > 0.1  # ... and another gradient
 

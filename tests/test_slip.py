@@ -1,6 +1,6 @@
 """The model: the paper's parameter counts, our checkpoints, the published weight files, and what is refused.
 
-    pytest tests/test_slip.py
+pytest tests/test_slip.py
 """
 
 import argparse
@@ -69,7 +69,9 @@ def test_features_in_chunks_are_those_of_the_whole_batch(micro_batch, recompute)
     chunked = model(batch, dict, micro_batch, recompute)
     assert list(whole) == ["image_features", "text_features", "features1", "features2"]
     for name in whole:
-        torch.testing.assert_close(whole[name], chunked[name], rtol=1e-5, atol=1e-5)  # matrix products of another size
+        torch.testing.assert_close(
+            whole[name], chunked[name], rtol=1e-5, atol=1e-5
+        )  # matrix products of another size
 
 
 @pytest.mark.parametrize("method, missing", [("clip", "branch"), ("simclr", "text")])
@@ -97,18 +99,23 @@ def published(monkeypatch):
         if name == "visual.patch_embed.projection.weight":
             value = value.reshape(48, 3, 16, 16)
         weights["module." + slip.published_name(name)] = value
-    return model, {"epoch": 25, "state_dict": weights, "args": argparse.Namespace(model="SLIP_VITS16", lr=3e-3)}
+    return model, {
+        "epoch": 25,
+        "state_dict": weights,
+        "args": argparse.Namespace(model="SLIP_VITS16", lr=3e-3),
+    }
 
 
 PUBLISHED_NAMES = """
-visual.cls_token visual.pos_embed visual.patch_embed.proj.weight visual.patch_embed.proj.bias visual.norm.weight
-visual.blocks.1.norm1.weight visual.blocks.1.attn.qkv.bias visual.blocks.1.attn.proj.weight visual.blocks.1.norm2.bias
-visual.blocks.1.mlp.fc1.weight visual.blocks.1.mlp.fc2.bias token_embedding.weight positional_embedding
-transformer.resblocks.1.ln_1.weight transformer.resblocks.1.attn.in_proj_weight transformer.resblocks.1.attn.in_proj_bias
-transformer.resblocks.1.attn.out_proj.weight transformer.resblocks.1.ln_2.bias transformer.resblocks.1.mlp.c_fc.weight
-transformer.resblocks.1.mlp.c_proj.bias ln_final.weight image_projection text_projection logit_scale
-image_mlp.layer1.weight image_mlp.bn1.running_mean image_mlp.layer2.bias image_mlp.bn2.num_batches_tracked
-image_mlp.layer3.weight
+visual.cls_token visual.pos_embed visual.patch_embed.proj.weight visual.patch_embed.proj.bias
+visual.norm.weight visual.blocks.1.norm1.weight visual.blocks.1.attn.qkv.bias
+visual.blocks.1.attn.proj.weight visual.blocks.1.norm2.bias visual.blocks.1.mlp.fc1.weight
+visual.blocks.1.mlp.fc2.bias token_embedding.weight positional_embedding transformer.resblocks.1.ln_1.weight
+transformer.resblocks.1.attn.in_proj_weight transformer.resblocks.1.attn.in_proj_bias
+transformer.resblocks.1.attn.out_proj.weight transformer.resblocks.1.ln_2.bias
+transformer.resblocks.1.mlp.c_fc.weight transformer.resblocks.1.mlp.c_proj.bias ln_final.weight
+image_projection text_projection logit_scale image_mlp.layer1.weight image_mlp.bn1.running_mean
+image_mlp.layer2.bias image_mlp.bn2.num_batches_tracked image_mlp.layer3.weight
 """.split()
 
 

@@ -1,6 +1,7 @@
-"""Training as it is used: the real command on small settings must learn, resume bit for bit, and not mind chunks or workers.
+"""Training as it is used: the real command on small settings must learn, resume bit for bit, and not mind
+chunks or workers.
 
-    pytest tests/test_train.py            # and: pytest -m slow tests/test_train.py
+pytest tests/test_train.py            # and: pytest -m slow tests/test_train.py
 """
 
 import csv
@@ -15,19 +16,25 @@ import pytest
 import torch
 
 import data
+import scenes
 import slip
 import train
+import zeroshot
 
 SMALL = "--model vit_tiny --batch-size 32 --warmup-epochs 0.1 --workers 0 --strong-crop 0.3".split()
 
 
 @pytest.fixture(autouse=True)
 def few_pictures(monkeypatch):
-    """The built-in set, cut to what a test can draw; every command of this file runs in this process."""
-    monkeypatch.setattr(data, "SCENES_COUNT", {"train": 640, "test": 240})
-    data.drawn.cache_clear()
+    """The built-in set, cut to what a test can draw, and one thread: small products gain nothing by a
+    second.
+    """
+    small = {split: scenes.build(split, count) for split, count in {"train": 640, "test": 240}.items()}
+    monkeypatch.setattr(data, "drawn", small.get)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
-    data.drawn.cache_clear()
+    torch.set_num_threads(threads)
 
 
 def run(out, *flags):
@@ -43,14 +50,16 @@ def same(a, b):
 
 
 def distance(a, b):
-    """Of all weights as one vector, relative to its length (single biases without gradient follow AdamW's noise)."""
+    """Of all weights as one vector, relative to its length (single biases without gradient follow AdamW's
+    noise).
+    """
     vectors = [torch.cat([w[n].flatten() for n in w if w[n].is_floating_point()]) for w in (a, b)]
     return ((vectors[0] - vectors[1]).norm() / vectors[0].norm()).item()
 
 
 @pytest.mark.parametrize("method", ["slip", "clip", "simclr"])
 def test_overfitting_one_batch_brings_the_loss_far_below_chance(tmp_path, method):
-    rows = run(tmp_path, "--method", method, "--overfit", "--max-steps", 40, "--epochs", 3, "--lr", 2e-3)
+    rows = run(tmp_path, "--method", method, "--overfit", "--max-steps", 40, "--lr", 2e-3)
     first, last = rows[0], rows[-1]
     for name, chance in [("clip_loss", 3.47), ("ssl_loss", 4.14)]:
         if first[name] != "":
@@ -58,9 +67,7 @@ def test_overfitting_one_batch_brings_the_loss_far_below_chance(tmp_path, method
 
 
 def test_colours_are_learned_from_captions(tmp_path):
-    run(tmp_path, "--method", "clip", "--max-steps", 150, "--lr", 2e-3)
-    import zeroshot
-
+    run(tmp_path, "--method", "clip", "--max-steps", 80, "--lr", 2e-3)
     model = slip.load(tmp_path / "checkpoint.pt")
     result = zeroshot.evaluate(model, data.open_source("scenes-colour", split="test"), torch.device("cpu"))
     assert result["top1"] > 35  # chance is 12.5; several seeds gave 55 to 75
@@ -107,9 +114,11 @@ def test_chunks_change_nothing(tmp_path, method):
 def test_the_log_has_its_columns_and_the_checkpoint_its_arguments(tmp_path):
     run(tmp_path, "--max-steps", 4, "--ssl-scale", 0.5)
     (row,) = csv.DictReader(open(tmp_path / "log.csv"))
-    wanted = "epoch step loss clip_loss ssl_loss clip_acc ssl_acc logit_scale lr images_per_s zeroshot_top1".split()
-    assert [name for name in row if name != "grad_norm"] == wanted
-    assert float(row["loss"]) == pytest.approx(float(row["clip_loss"]) + 0.5 * float(row["ssl_loss"]), rel=1e-3)
+    wanted = "epoch step loss clip_loss ssl_loss clip_acc ssl_acc logit_scale lr images_per_s zeroshot_top1"
+    assert [name for name in row if name != "grad_norm"] == wanted.split()
+    assert float(row["loss"]) == pytest.approx(
+        float(row["clip_loss"]) + 0.5 * float(row["ssl_loss"]), rel=1e-3
+    )
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     args = saved["run"]["args"]
     assert (args["ssl_scale"], args["ssl_temp"], args["lr"], args["seed"]) == (0.5, 0.1, 1e-3, 0)
@@ -200,7 +209,9 @@ def test_out_that_is_a_file_is_one_sentence(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_end_in_the_same_weights(tmp_path):
-    """SIGKILL, resumed by the same line each time; the final weights are those of an unbroken run, bit for bit."""
+    """SIGKILL, resumed by the same line each time; the final weights are those of an unbroken run, bit for
+    bit.
+    """
     flags = [*SMALL, "--max-steps", "150", "--save-every", "5"]
     command = [sys.executable, "train.py", *flags, "--out"]
     subprocess.run([*command, str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL)
@@ -220,10 +231,17 @@ def test_ten_kills_at_random_moments_end_in_the_same_weights(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_other_within_a_minute(tmp_path):
-    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29871", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    env = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29871",
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "train.py", *SMALL, "--max-steps", "2000", "--out", str(tmp_path)]
     ranks = [
-        subprocess.Popen(command, env=env | {"RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command, env=env | {"RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE, text=True
+        )
         for r in range(2)
     ]
     time.sleep(25)

@@ -1,6 +1,7 @@
-"""The image tower: shapes and parameter counts of the paper's sizes, the patch embedding against a strided convolution.
+"""The image tower: shapes and parameter counts of the paper's sizes, the patch embedding against a strided
+convolution.
 
-    pytest tests/test_vit.py
+pytest tests/test_vit.py
 """
 
 import pytest
@@ -11,7 +12,9 @@ from einops import rearrange
 from vit import SIZES, Attention, PatchEmbed, ViT, count_parameters
 
 
-@pytest.mark.parametrize("name, count", [("vit_s16", 21_665_664), ("vit_b16", 85_798_656), ("vit_l16", 303_301_632)])
+@pytest.mark.parametrize(
+    "name, count", [("vit_s16", 21_665_664), ("vit_b16", 85_798_656), ("vit_l16", 303_301_632)]
+)
 def test_parameter_counts_are_the_papers(name, count):
     with torch.device("meta"):
         assert count_parameters(ViT(**SIZES[name])) == count
@@ -26,7 +29,9 @@ def test_patch_embedding_equals_a_strided_convolution():
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     kernel = rearrange(embed.projection.weight, "d (c p q) -> d c p q", c=3, p=8)
     convolved = F.conv2d(images, kernel, embed.projection.bias, stride=8)
-    torch.testing.assert_close(embed(images), rearrange(convolved, "b d h w -> b (h w) d"), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        embed(images), rearrange(convolved, "b d h w -> b (h w) d"), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_attention_equals_softmax_of_scaled_products():
