@@ -280,8 +280,8 @@ def open_imagenet(root, split):
     folder = base / ("train" if split == "train" else "val")
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"no ImageNet at {folder}: put the training pictures in {base}/train/<wnid>/*.JPEG and the "
-            f"validation pictures in {base}/val/<wnid>/, or name the folder which holds train and val with --root"
+            f"no ImageNet at {folder}: put its training pictures in {base}/train/<wnid>/*.JPEG and the "
+            f"validation pictures in {base}/val/<wnid>/, or name the folder of both with --root"
         )
     folders, paths, labels = list_folder(folder)
     return Source("imagenet", Files(paths, labels), imagenet_names(base, folders))
@@ -301,7 +301,7 @@ def imagenet_names(base, folders):
         missing = [f for f in folders if f not in table]
         if missing:
             raise ValueError(
-                f"{mapping} has no line for {missing[0]} ({len(missing)} missing): add '{missing[0]} its name'"
+                f"{mapping} has no line for {missing[0]} ({len(missing)} missing): add '{missing[0]} name'"
             )
         return [table[f] for f in folders]
     if len(wnids) == len(folders) == 1000:

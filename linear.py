@@ -1,6 +1,6 @@
 """Linear classification: how much of a set's classes can be read off the frozen features by a linear layer.
 
-    python linear.py --checkpoint runs/scenes-slip/checkpoint.pt --data scenes    # features once, L-BFGS; seconds
+    python linear.py --checkpoint runs/scenes-slip/checkpoint.pt --data scenes    # L-BFGS, seconds
 
 Paper: section 4.3. The image tower is frozen and in evaluation mode; its feature before any projection goes
 in. Fast path: features are extracted once, logistic regression by L-BFGS, its weight decay chosen on a

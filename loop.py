@@ -3,14 +3,13 @@ had happened.
 
 Shared by train.py and finetune.py, which bring their own model, batches and loss.
 
-    fit(model, optimizer, batches, loss_of, ...): for each step: rate, batch, loss, backward, optimizer, log, save
+    fit(model, optimizer, batches, loss_of, ...): for each step: rate, batch, loss, backward, update, save
 
 The resume policy:
  1. Everything random in a step is a function of (seed, step): samples by (seed, epoch, index), drop path and
     mixup by a generator seeded anew at each step. So a checkpoint's random state is its step.
  2. A checkpoint is written to a temporary name, flushed, renamed; the one before is kept beside it.
- 3. Starting the same line again goes on from the newest whole checkpoint; a torn one is named, and the previous
-    one used.
+ 3. The same line again goes on from the newest whole checkpoint; a torn one is named, the previous one used.
  4. The log's rows are kept in the checkpoint and log.csv is rewritten from them: it never runs ahead.
  5. SIGTERM and SIGINT end the step that is running, save, and leave.
 """
@@ -115,6 +114,26 @@ def write_log(out, rows):
     with open(f"{path}.tmp", "w") as file:
         file.write(text.getvalue())
     os.replace(f"{path}.tmp", path)
+
+
+def guarded(work):
+    """Run `work()` -> exit code. What ends a run is one sentence on the standard error; a bug keeps its traceback."""
+    try:
+        work()
+        return 0
+    except Stop as stop:
+        sentence, code = str(stop), stop.code
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0][:150]
+        if "DataLoader worker" in reason:
+            sentence = f"a data worker died ({reason}): start the same line again, with fewer --workers"
+        elif ranks.world() > 1:
+            sentence = f"a rank is gone ({reason}): the same line again goes on from the last checkpoint"
+        else:
+            raise
+        code = 1
+    print(f"\n{sentence}", file=sys.stderr, flush=True)
+    return code
 
 
 class Live:
@@ -247,7 +266,7 @@ def fit(
             if share > 0.1 and done >= 20 and not told:
                 told = True
                 ranks.warn(
-                    f"{share:.0%} of the time is spent waiting for pictures: type --workers {args['workers'] + 2}"
+                    f"{share:.0%} of the time waits for pictures: type --workers {args['workers'] + 2}"
                 )
 
             ended = (step + 1) % epoch_steps == 0 or step + 1 == steps

@@ -67,14 +67,13 @@ def clean(text):
     return " ".join(text.split()).lower()
 
 
-# 2. Split: merges never cross from one piece into the next. CLIP's pattern is made of \p{L} and \p{N}; `re`
-# has only \w, these two and the underscore, and \d, part of \p{N}. So the rest of \p{N} (½ ² Ⅷ) is put
-# between spaces, and then \w without digits and underscore is a word or one such numeral by itself. Tried on
-# every character of Unicode 14, the pieces are CLIP's, but for U+0345 standing alone, which it loses.
+# 2. Split: merges never cross from one piece into the next. CLIP's pattern is made of \p{L}, \p{N}: letters
+# and numerals; `re` has only \w, both and the underscore. But a numeral is always a piece by itself, so with
+# spaces around each, \w is left to the letters. Tried on every character of Unicode 14, the pieces are CLIP's,
+# but for a U+0345 standing alone, which its pattern loses.
 
-PIECE = re.compile(r"'(?:s|ſ|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\w\s]|_)+")
-NUMERALS = (c for c in map(chr, range(0x20000)) if c.isnumeric() and not c.isalpha() and not c.isdecimal())
-ALONE = {ord(numeral): f" {numeral} " for numeral in NUMERALS}
+PIECE = re.compile(r"'(?:s|ſ|t|re|ve|m|ll|d)|[^\W_]+|(?:[^\w\s]|_)+")
+ALONE = {ord(c): f" {c} " for c in map(chr, range(0x20000)) if c.isnumeric() and not c.isalpha()}  # 7 ½ ² Ⅷ
 
 
 def split(text):

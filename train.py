@@ -69,8 +69,8 @@ def step_loss(model, args, device):
 
 def arguments():
     parser = argparse.ArgumentParser(
-        description="Train SLIP, CLIP or SimCLR. A flag left out takes the recipe's value for the method and the "
-        "data (recipe.py): for imagenet the paper's. The same line again goes on where a run was stopped.",
+        description="Train SLIP, CLIP or SimCLR. A flag left out takes the recipe's value for the method and "
+        "the data (recipe.py): for imagenet the paper's. The same line again goes on with a stopped run.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=__doc__.split("\n\n", 1)[1],
     )
@@ -85,14 +85,22 @@ def arguments():
     what.add_argument("--ssl-scale", type=float, help="weight of the self-supervised loss (the paper: 1)")
     what.add_argument("--ssl-temp", type=float, help="temperature of NT-Xent (the paper: 0.1)")
     pictures = parser.add_argument_group("on what")
-    pictures.add_argument("--data", default="scenes", help="scenes (built in), imagenet, fashionmnist, cifar10, cifar100 "
-                          "or a folder under --root with train/<class name>/ (default: %(default)s)")  # fmt: skip
+    pictures.add_argument(
+        "--data",
+        default="scenes",
+        help="scenes (built in), imagenet, fashionmnist, cifar10, cifar100 or a folder under --root with "
+        "train/<class name>/ (default: %(default)s)",
+    )
     pictures.add_argument("--root", default="data", help="folder that holds the sets (default: %(default)s)")
     pictures.add_argument(
         "--captions", type=int, metavar="N", help="captions for N pictures only; self-supervision sees all"
     )
-    pictures.add_argument("--clip-aug", choices=["light", "simclr"], default="light",
-                          help="the language loss's view: the light crop, or SimCLR's strong view")  # fmt: skip
+    pictures.add_argument(
+        "--clip-aug",
+        choices=["light", "simclr"],
+        default="light",
+        help="the language loss's view: the light crop, or SimCLR's strong view",
+    )
     pictures.add_argument(
         "--light-crop", type=float, help="smallest share of the picture in a light crop (the paper: 0.5)"
     )
@@ -330,19 +338,31 @@ def main(argv=None):
             model.branch.after_step(model.visual, (step + 1) / args.steps)
 
     warmup = min(args.warmup_epochs * args.epoch_steps, args.steps / 10)
-    try:
-        rows = loop.fit(
-            wrapped, optimizer, batches, step_loss(wrapped, args, device),
-            out=args.out, args=vars(args), state=state, steps=args.steps, epoch_steps=args.epoch_steps, batch_size=args.batch_size, columns=COLUMNS,
-            rate=lambda step: recipe.learning_rate(step, args.steps, warmup, args.lr), after_step=after_step,
-            after_epoch=evaluation, save_every=args.save_every, clip=args.clip_grad, bad_share=data.BAD_SHARE,
-        )  # fmt: skip
-    except loop.Stop as stop:
-        print(f"\n{stop}", file=sys.stderr, flush=True)
-        return stop.code
-    report(args, model, device)
-    ranks.stop()
-    return rows
+    code = loop.guarded(
+        lambda: loop.fit(
+            wrapped,
+            optimizer,
+            batches,
+            step_loss(wrapped, args, device),
+            out=args.out,
+            args=vars(args),
+            state=state,
+            steps=args.steps,
+            epoch_steps=args.epoch_steps,
+            batch_size=args.batch_size,
+            columns=COLUMNS,
+            rate=lambda step: recipe.learning_rate(step, args.steps, warmup, args.lr),
+            after_step=after_step,
+            after_epoch=evaluation,
+            save_every=args.save_every,
+            clip=args.clip_grad,
+            bad_share=data.BAD_SHARE,
+        )
+    )
+    if code == 0:
+        report(args, model, device)
+        ranks.stop()
+    return code
 
 
 def report(args, model, device):
@@ -360,5 +380,4 @@ def report(args, model, device):
 
 
 if __name__ == "__main__":
-    result = main()
-    sys.exit(result if isinstance(result, int) else 0)
+    sys.exit(main())

@@ -177,6 +177,7 @@ def test_cleaning_writes_the_same_text_plainly(text, expected):
     [
         ("don't they're I'LL", "don 't they 're i 'll"),
         ("rock'n'roll 'quoted'", "rock ' n ' roll ' quoted '"),
+        ("it'ſ 'S9", "it 'ſ 's 9"),
         ("2,000 1990s", "2 , 0 0 0 1 9 9 0 s"),
         ("x½y² Ⅷ①", "x ½ y ² ⅷ ①"),
         ("snake_case :-) #tag!!", "snake _ case :-) # tag !!"),
@@ -237,11 +238,13 @@ def test_a_typed_control_token_is_text(toy):
     assert toy.decode(ids) == "<| startoftext |> a dog <| endoftext |>"
 
 
-def test_a_book_as_caption_is_cheap(toy):
-    letters = "".join(random.Random(0).choices("aeinorst", k=100_000))
+def test_a_book_as_caption_is_cheap():
+    generator = random.Random(0)
+    letters = "".join(generator.choices("aeinorst", k=100_000))
+    tokenizer = Tokenizer.train([letters[i : i + 8] for i in range(0, 8000, 8)], 1500)
     began = time.perf_counter()
-    toy(["sleeping dogs " * 10_000, letters, "photo" * 20_000])
-    assert time.perf_counter() - began < 2  # it takes 0.1 s
+    tokenizer(["sleeping dogs " * 10_000, letters])
+    assert time.perf_counter() - began < 3  # 0.1 s; without the cut of long words 6 s
 
 
 # CLIP's vocabulary.
@@ -252,7 +255,7 @@ def test_a_missing_vocabulary_says_what_to_type(tmp_path):
         Tokenizer.clip(tmp_path / "none.txt.gz")
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"#version: 0.2\ni n\n" * 50_000), None])
+@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"#version: 0.2\n" + b"i n\n" * 50_000), None])
 def test_another_file_than_clips_is_refused(content, tmp_path):
     torn = gzip.compress(b"bpe_simple_vocab_16e6.txt#version: 0.2\n" + b"i n\nt h\n" * 9)
     (tmp_path / "vocab.gz").write_bytes(content or torn)

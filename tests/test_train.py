@@ -49,21 +49,28 @@ def same(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-def distance(a, b):
-    """Of all weights as one vector, relative to its length (single biases without gradient follow AdamW's
-    noise).
+def farthest(a, b):
+    """Largest distance of a tensor, relative to its length; without what has no gradient in theory.
+
+    A bias before a BatchNorm (and its running mean), and the keys' part of qkv.bias, change no output. Their
+    gradient is rounding noise, which AdamW scales up to whole steps.
     """
-    vectors = [torch.cat([w[n].flatten() for n in w if w[n].is_floating_point()]) for w in (a, b)]
-    return ((vectors[0] - vectors[1]).norm() / vectors[0].norm()).item()
+    idle, distances = ("head.0.bias", "head.3.bias", "running_mean"), []
+    for name in a:
+        if a[name].is_floating_point() and not name.endswith(idle):
+            x, y = a[name], b[name]
+            if name.endswith("qkv.bias"):
+                x, y = (torch.cat([v.chunk(3)[0], v.chunk(3)[2]]) for v in (x, y))
+            distances.append(((x - y).norm() / x.norm().clamp(min=1e-12)).item())
+    return max(distances)
 
 
 @pytest.mark.parametrize("method", ["slip", "clip", "simclr"])
 def test_overfitting_one_batch_brings_the_loss_far_below_chance(tmp_path, method):
-    rows = run(tmp_path, "--method", method, "--overfit", "--max-steps", 40, "--lr", 2e-3)
-    first, last = rows[0], rows[-1]
+    run(tmp_path, "--method", method, "--overfit", "--max-steps", 40, "--lr", 2e-3)
+    row = list(csv.DictReader(open(tmp_path / "log.csv")))[-1]
     for name, chance in [("clip_loss", 3.47), ("ssl_loss", 4.14)]:
-        if first[name] != "":
-            assert last[name] < 0.75 * chance, (name, last[name])  # log 32 and log 63
+        assert row[name] == "" or float(row[name]) < 0.75 * chance, row  # log 32 and log 63
 
 
 def test_colours_are_learned_from_captions(tmp_path):
@@ -108,7 +115,7 @@ def test_chunks_change_nothing(tmp_path, method):
         run(tmp_path / str(micro_batch), "--method", method, "--max-steps", 10, "--micro-batch", micro_batch)
     whole = weights(tmp_path / "32")
     for micro_batch in (16, 4):
-        assert distance(whole, weights(tmp_path / str(micro_batch))) < 1e-5  # fp32, sums in another order
+        assert farthest(whole, weights(tmp_path / str(micro_batch))) < 1e-5  # fp32: sums in another order
 
 
 def test_the_log_has_its_columns_and_the_checkpoint_its_arguments(tmp_path):
@@ -159,7 +166,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path, capsys
 WRONG = [
     ("--method moco", "invalid choice"),
     ("--data nothere", "unknown --data 'nothere'"),
-    ("--data imagenet", "put the training pictures in"),
+    ("--data imagenet", "put its training pictures in"),
     ("--data fashionmnist", "download it with"),
     ("--data scenes-nothere", "unknown --data"),
     ("--model resnet50", "unknown model 'resnet50'"),
