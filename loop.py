@@ -117,7 +117,7 @@ def write_log(out, rows):
 
 
 def guarded(work):
-    """Run `work()` -> exit code. What ends a run is one sentence on the standard error; a bug keeps its traceback."""
+    """Run `work()` -> exit code. What ends a run is one sentence; a bug keeps its traceback."""
     try:
         work()
         return 0

@@ -68,9 +68,9 @@ def clean(text):
 
 
 # 2. Split: merges never cross from one piece into the next. CLIP's pattern is made of \p{L}, \p{N}: letters
-# and numerals; `re` has only \w, both and the underscore. But a numeral is always a piece by itself, so with
-# spaces around each, \w is left to the letters. Tried on every character of Unicode 14, the pieces are CLIP's,
-# but for a U+0345 standing alone, which its pattern loses.
+# and numerals; `re` has only \w, both and the underscore. But a numeral is always a piece by itself, so
+# with spaces around each, \w is left to the letters. Tried on every character of Unicode 14, the pieces are
+# CLIP's, but for a U+0345 standing alone, which its pattern loses.
 
 PIECE = re.compile(r"'(?:s|ſ|t|re|ve|m|ll|d)|[^\W_]+|(?:[^\w\s]|_)+")
 ALONE = {ord(c): f" {c} " for c in map(chr, range(0x20000)) if c.isnumeric() and not c.isalpha()}  # 7 ½ ² Ⅷ

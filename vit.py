@@ -105,8 +105,8 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         for parameter in [self.class_token, self.positions]:
             nn.init.trunc_normal_(parameter, std=0.02)
-        # The paper's 0.02 suits its widths; a narrow tower starts too quiet with it. At width 128 a classifier of
-        # the built-in scenes was at 49% after 200 steps of 64, and at 66% with 1 / sqrt(width).
+        # The paper's 0.02 suits its widths; a narrow tower starts too quiet. At width 128 a classifier of the
+        # built-in scenes was at 49% after 200 steps of 64, and at 66% with 1 / sqrt(width).
         std = 0.02 if width >= 384 else width**-0.5
         for module in self.modules():
             if isinstance(module, nn.Linear):

@@ -1,4 +1,4 @@
-"""The loop with a toy model of ten weights: stopped and resumed against unbroken, the files of a run against a full
+"""The loop with a toy model of ten weights: stopped and resumed against unbroken, the files of a run on a full
 disk, torn and foreign ones, the learning rate of each group, and the count of bad pictures.
 
     pytest tests/test_loop.py
@@ -339,7 +339,7 @@ def test_too_large_a_share_stops_after_twenty_batches(tmp_path):
     assert count(tmp_path, *[1] * 19)["bad"] == 19  # a tenth, but of few
     with pytest.raises(loop.Stop, match="20 of 200 pictures cannot be read, more than 5%: see .*skipped.txt"):
         count(tmp_path, *[1] * 20)
-    assert count(tmp_path, *[1, 0] * 20)["bad"] == 20  # just 5%
+    assert count(tmp_path, *[0, 1] * 20)["bad"] == 20  # just 5%
 
 
 def test_a_batch_with_more_bad_than_good_stops_at_once(tmp_path):

@@ -52,12 +52,13 @@ def same(a, b):
 def farthest(a, b):
     """Largest distance of a tensor, relative to its length; without what has no gradient in theory.
 
-    A bias before a BatchNorm (and its running mean), and the keys' part of qkv.bias, change no output. Their
-    gradient is rounding noise, which AdamW scales up to whole steps.
+    The keys' part of qkv.bias changes no output, nor does a bias before a BatchNorm (in SimCLR alone the tower's
+    last is one). Their gradient is rounding noise, which AdamW scales up to whole steps.
     """
-    idle, distances = ("head.0.bias", "head.3.bias", "running_mean"), []
+    idle, distances = ["head.0.bias", "head.3.bias", "running_mean"], []
+    idle += [] if "text_projection" in a else ["visual.norm.bias"]
     for name in a:
-        if a[name].is_floating_point() and not name.endswith(idle):
+        if a[name].is_floating_point() and not name.endswith(tuple(idle)):
             x, y = a[name], b[name]
             if name.endswith("qkv.bias"):
                 x, y = (torch.cat([v.chunk(3)[0], v.chunk(3)[2]]) for v in (x, y))
