@@ -271,6 +271,15 @@ def test_epoch_index_and_seed_each_change_a_sample():
     assert not np.array_equal(first["view1"], first["view2"])
 
 
+def test_the_strong_views_of_another_picture_do_not_depend_on_the_caption_beside_it():
+    other = data.Source("toy", List(noise(4), "abcd"))
+    dataset = views(noise(6), ["a"] * 6, other=other)
+    first, second = dataset[(0, 0), (3, 2)], dataset[(5, 1), (3, 2)]
+    names = ("view1", "view2", "view1_params", "view2_params")
+    assert all(np.array_equal(first[name], second[name]) for name in names)
+    assert not np.array_equal(first["images"], second["images"])
+
+
 def test_the_caption_does_not_change_with_self_supervision():
     """So the ablation CLIP against SLIP sees the same pairs and the same light crops."""
     captions = [[f"{word} {i}" for word in ("a", "the", "my")] for i in range(6)]

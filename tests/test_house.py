@@ -1,4 +1,4 @@
-"""The house rules, read from the files with ast: who may import whom, what each file has, what none is called.
+"""The house rules, read from the files with ast: who may import whom, what a file has, what none is called.
 
 pytest tests/test_house.py
 """

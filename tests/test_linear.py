@@ -1,5 +1,5 @@
-"""The linear probe: on features that a plane separates and on noise, L-BFGS at its minimum, an encoder left as
-it was, and the command on a tiny checkpoint.
+"""The linear probe: on features that a plane separates and on noise, L-BFGS at its minimum, an encoder left
+as it was, and the command on a tiny checkpoint.
 
     pytest tests/test_linear.py
 """

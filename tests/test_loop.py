@@ -1,5 +1,5 @@
-"""The loop with a toy model of ten weights: stopped and resumed against unbroken, the files of a run on a full
-disk, torn and foreign ones, the learning rate of each group, and the count of bad pictures.
+"""The loop with a toy model of ten weights: stopped and resumed against unbroken, the files of a run on a
+full disk, torn and foreign ones, the learning rate of each group, and the count of bad pictures.
 
     pytest tests/test_loop.py
 """

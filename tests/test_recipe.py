@@ -1,4 +1,4 @@
-"""The recipe against the paper's numbers, the schedule against its corners, the groups against the parameters.
+"""The recipe against the paper's numbers, the schedule against its corners, the groups against the model.
 
 pytest tests/test_recipe.py
 """

@@ -1,4 +1,4 @@
-"""The SimCLR branch against its head written by hand, its statistics against two updates, a tower that counts.
+"""The SimCLR branch against its head written by hand, its statistics against two updates, a counting tower.
 
 pytest tests/test_selfsup.py
 """
