@@ -1,4 +1,5 @@
-"""What it costs: each part against a plain reference timed in the same run, so that a ratio means something anywhere.
+"""What it costs: each part against a plain reference timed in the same run, so that a ratio means something
+anywhere.
 
     python bench.py                    # all four, about 5 minutes on two CPU cores
     python bench.py step input          # some of them
@@ -31,7 +32,9 @@ import zeroshot
 from text import Tokenizer
 
 BATCH = 16
-WORDS = "a photo of the red blue old small dog cat house tree on in under near big green street with two my sea".split()
+WORDS = (
+    "a photo of the red blue old small dog cat house tree on in under near big green street two my".split()
+)
 
 
 def seconds(work, repeats=3):
@@ -62,9 +65,11 @@ def slip_s16(device):
 
 
 def flops(model, tokens):
-    """Multiplications and additions of a step: 2 a weight and token forward, twice that backward; attention's products."""
+    """Multiplications and additions of a step: 2 a weight and token forward, twice that backward;
+    attention's products.
+    """
     visual, text = model.visual, model.text
-    n, depth = visual.positions.shape[1], len(visual.blocks)
+    n = visual.positions.shape[1]
 
     def tower(blocks, width, length):
         weights = sum(p.numel() for p in blocks.parameters() if p.ndim == 2)
@@ -160,9 +165,7 @@ def bench_input(device):
     reference = seconds(lambda: [plain() for _ in range(16)], 5) / 16
     host = seconds(lambda: [views[((0, i), (0, i))] for i in range(16)], 5) / 16
     both = host + seconds(lambda: data.device_views(chunk), 5) / 16
-    print(
-        f"input: torchvision's PIL transforms {1000 * reference:.1f} ms a picture, our host part {1000 * host:.1f} ms"
-    )
+    print(f"input: PIL transforms {1000 * reference:.1f} ms a picture, our host part {1000 * host:.1f} ms")
     print(f"       ratio {host / reference:.2f}; with the device part on the CPU {both / reference:.2f}")
     torch.set_num_threads(threads)
 

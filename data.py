@@ -62,7 +62,7 @@ def read_picture(file):
     with Image.open(file) as picture:
         picture.load()
         picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "RGB":
+    if picture.mode == "RGB" and "transparency" not in picture.info:
         return picture
     if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits and more: PIL would clip them at 255
         values = np.asarray(picture, np.float64)
@@ -408,10 +408,9 @@ class Views(Dataset):
         for _ in range(20):
             try:
                 return source[index]
-            except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-                skipped.append(
-                    f"{source.where(index)}\t{type(error).__name__}: {str(error).splitlines()[0][:100]}"
-                )
+            except Exception as error:  # damaged files break Pillow in every way there is
+                reason = f"{type(error).__name__}: {error}".replace("\n", " ")[:100]
+                skipped.append(f"{source.where(index)}\t{reason}")
                 index = int(rng.integers(len(source)))
         raise ValueError(
             f"20 pictures in a row cannot be read, the last is {skipped[-1]}: is this the right folder?"
@@ -469,7 +468,7 @@ class Labelled(Dataset):
     def __getitem__(self, index):
         try:
             picture, label = self.source[index]
-        except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        except Exception as error:
             raise ValueError(
                 f"cannot read {self.source.where(index)} ({error}): a test set must be whole"
             ) from None

@@ -84,7 +84,11 @@ def main(argv=None):
     try:
         device = ranks.start(args.device)
         model = slip.load(args.checkpoint).to(device)
-        labelled(args.data, args.root, "train"), labelled(args.data, args.root, "test")
+        train, test = (labelled(args.data, args.root, split).classes for split in ("train", "test"))
+        if train is None or train != test:
+            raise ValueError(
+                f"{args.data} has other classes for training ({train}) than for testing ({test})"
+            )
     except (ValueError, OSError) as error:
         parser.error(str(error))
     result, decay = evaluate(model, args.data, args.root, device, args.workers)

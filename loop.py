@@ -14,6 +14,7 @@ The resume policy:
  5. SIGTERM and SIGINT end the step that is running, save, and leave.
 """
 
+import contextlib
 import csv
 import io
 import math
@@ -65,6 +66,8 @@ def resume(out, args, free):
                     f"{error}; nothing older is in {out}: choose another --out or remove the file"
                 ) from None
             ranks.warn(f"{error}; going on from {PREVIOUS}")
+            if ranks.rank() == 0:
+                os.replace(path, f"{path}.torn")  # else the next save would put it in place of the whole one
             continue
         then = state["run"]["args"]
         changed = [n for n in args if n not in free and then.get(n) != args[n]]
@@ -87,16 +90,23 @@ def save(out, model, run):
         return
     path, previous = os.path.join(out, CHECKPOINT), os.path.join(out, PREVIOUS)
     fresh = f"{path}.new"
-    try:
+    with writing(path, fresh, f"{fresh}.tmp"):
         slip.save(fresh, unwrapped(model), run)
         if os.path.exists(path):
             os.replace(path, previous)
         os.replace(fresh, path)
+
+
+@contextlib.contextmanager
+def writing(path, *leftovers):
+    """Turn a full disk while `path` is written into a Stop, and clear up."""
+    try:
+        yield
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        for leftover in (fresh, f"{fresh}.tmp"):
-            if os.path.exists(leftover):
+        for leftover in leftovers:
+            if os.path.lexists(leftover):
                 os.remove(leftover)
-        reason = str(error).splitlines()[0][:100]
+        reason = f"{error}".splitlines()[0][:100]
         raise Stop(
             f"cannot write {path} ({reason}): the last checkpoint is whole; free some space and start again"
         ) from None
@@ -111,9 +121,10 @@ def write_log(out, rows):
     writer.writeheader()
     writer.writerows(rows)
     path = os.path.join(out, "log.csv")
-    with open(f"{path}.tmp", "w") as file:
-        file.write(text.getvalue())
-    os.replace(f"{path}.tmp", path)
+    with writing(path, f"{path}.tmp"):
+        with open(f"{path}.tmp", "w") as file:
+            file.write(text.getvalue())
+        os.replace(f"{path}.tmp", path)
 
 
 def guarded(work):
@@ -124,7 +135,7 @@ def guarded(work):
     except Stop as stop:
         sentence, code = str(stop), stop.code
     except RuntimeError as error:
-        reason = str(error).splitlines()[0][:150]
+        reason = f"{error}\n".splitlines()[0][:150]
         if "DataLoader worker" in reason:
             sentence = f"a data worker died ({reason}): start the same line again, with fewer --workers"
         elif ranks.world() > 1:
@@ -286,8 +297,10 @@ def fit(
                 show_row(row, first_row=len(run["rows"]) == 1 or epoch_first == first)
                 if score is not None and (run["best"] is None or score > run["best"]):
                     run["best"] = score
-                    if ranks.rank() == 0:
-                        slip.save(os.path.join(out, BEST), unwrapped(model), {"args": args, "step": step + 1})
+                    path = os.path.join(out, BEST)
+                    with writing(path, f"{path}.tmp"):
+                        if ranks.rank() == 0:
+                            slip.save(path, unwrapped(model), {"args": args, "step": step + 1})
                 epoch_begun, epoch_first = time.monotonic(), step + 1
             caught = signals.caught if ranks.world() == 1 else int(ranks.total(torch.tensor(signals.caught)))
             if ended or caught or (save_every and (step + 1) % save_every == 0):
@@ -309,11 +322,14 @@ def count_bad(run, names, batch_size, bad_share, out):
     if ranks.world() > 1:
         bad = int(ranks.total(torch.tensor(bad)))
     run["seen"], run["bad"] = run["seen"] + batch_size, run["bad"] + bad
-    if run["bad"] > bad_share * run["seen"] and run["seen"] >= 20 * batch_size or bad > batch_size / 2:
-        raise Stop(
-            f"{run['bad']} of {run['seen']} pictures cannot be read, more than {bad_share:.0%}: "
-            f"see {os.path.join(out, 'skipped.txt')}"
+    many, most = run["bad"] > bad_share * run["seen"] and run["seen"] >= 20 * batch_size, bad > batch_size / 2
+    if many or most:
+        what = (
+            f"{run['bad']} of {run['seen']} pictures"
+            if many
+            else f"{bad} of the {batch_size} pictures of a step"
         )
+        raise Stop(f"{what} cannot be read: see {os.path.join(out, 'skipped.txt')}")
 
 
 def show_row(row, first_row):

@@ -48,7 +48,7 @@ def start(device=None, minutes=30):
             )
         if device.startswith("cuda"):
             torch.cuda.set_device(device)
-        backend = "nccl" if device.startswith("cuda") else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
     return torch.device(device)
 

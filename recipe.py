@@ -28,9 +28,10 @@ METHOD = {  # method: lr, wd at batch 4096
     "simclr": dict(lr=3.2e-3, wd=0.1),
 }
 # What a set changes. The small ones are ours, for two CPU cores.
+SCENES = ("scenes", "scenes-kind", "scenes-colour", "scenes-texture")
 SMALL = dict(model="vit_tiny", batch_size=64, vocab="train", lr=1e-3, wd=0.1)
 SETS = {
-    "scenes": SMALL | dict(epochs=10, strong_crop=0.3),
+    **{name: SMALL | dict(epochs=10, strong_crop=0.3) for name in SCENES},
     "fashionmnist": SMALL | dict(epochs=1, image_size=28, patch=7, strong_crop=0.3),
     "cifar10": SMALL | dict(epochs=10, strong_crop=0.2),
     "cifar100": SMALL | dict(epochs=20, strong_crop=0.2),

@@ -56,4 +56,9 @@ def read_published(path, name):
     if not isinstance(table, dict) or not isinstance(table.get(name), list):
         sets = ", ".join(table) if isinstance(table, dict) else type(table).__name__
         raise ValueError(f"{path} has no list under {name!r}: found {sets}")
+    for entry in table[name]:
+        if not isinstance(entry, str) and not (
+            isinstance(entry, list) and all(isinstance(e, str) for e in entry)
+        ):
+            raise ValueError(f"{path}: {name!r} holds {entry!r}, expected strings or lists of strings")
     return table[name]

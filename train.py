@@ -250,7 +250,8 @@ def announce(args, model, device, views, state):
     again = ", activations made again in the backward pass" if args.recompute else ""
     ranks.say(
         f"batch {b} = {ranks.world()} ranks x {chunks} chunks of {args.micro_batch}{again}; "
-        f"{args.steps} steps, lr {args.lr:g}, wd {args.wd:g}; {device}, {ranks.precision(device, args.precision)}"
+        f"{args.steps} steps, lr {args.lr:g}, wd {args.wd:g}; "
+        f"{device}, {ranks.precision(device, args.precision)}"
     )
     chance = (
         [f"clip_loss {torch.log(torch.tensor(float(b))):.2f} = log {b}"] if model.text is not None else []

@@ -20,14 +20,14 @@ import ranks
 import slip
 import tasks
 
+NO_TOKENIZER = "this checkpoint has no tokenizer: CLIP's comes with open_clip (pip install open_clip_torch)"
+
 
 @torch.no_grad()
 def classifier(model, names, templates, device):
     """Class names (a string, or a list of names, each) and templates with {} -> unit embeddings [K, E]."""
     if model.tokenizer is None:
-        raise ValueError(
-            "this checkpoint has no tokenizer: CLIP's comes with open_clip (pip install open_clip_torch)"
-        )
+        raise ValueError(NO_TOKENIZER)
     names = [[name] if isinstance(name, str) else list(name) for name in names]
     texts = [
         template.replace("{}", name) for synonyms in names for name in synonyms for template in templates
@@ -36,9 +36,9 @@ def classifier(model, names, templates, device):
     order = sorted(
         range(len(texts)), key=lambda i: len(texts[i])
     )  # like lengths together: less padding to work through
-    for start in range(0, len(order), 256):
-        tokens = model.tokenizer([texts[i] for i in order[start : start + 256]], model.config.context)
-        embeds.append(F.normalize(model.encode_text(tokens.to(device)).float(), dim=-1))  # [256, E]
+    for start in range(0, len(order), 64):
+        tokens = model.tokenizer([texts[i] for i in order[start : start + 64]], model.config.context)
+        embeds.append(F.normalize(model.encode_text(tokens.to(device)).float(), dim=-1))  # [64, E]
     embeds = torch.cat(embeds)[torch.tensor(order).argsort()]  # [all prompts, E], in the order of `texts`
     groups = embeds.split([len(synonyms) * len(templates) for synonyms in names])
     return F.normalize(torch.stack([group.mean(0) for group in groups]), dim=-1)
@@ -101,7 +101,11 @@ def evaluate(model, source, device, *, names=None, templates=None, workers=0):
 
 def name_picture(model, path, names, templates, device):
     """Probabilities of the names for one picture file, the likeliest first: [(probability, name)]."""
-    view = augment.evaluation_view(data.read_picture(path), model.config.image_size)
+    try:
+        picture = data.read_picture(path)
+    except Exception as error:  # damaged files break Pillow in every way there is
+        raise ValueError(f"cannot read the picture {path}: {error}") from None
+    view = augment.evaluation_view(picture, model.config.image_size)
     with torch.no_grad():
         embed = F.normalize(model.encode_image(augment.normalise(view[None].to(device))), dim=-1)  # [1, E]
         logits = model.logit_scale.exp() * embed @ classifier(model, names, templates, device).T  # [1, K]
@@ -131,10 +135,12 @@ def main(argv=None):
         device = ranks.start(args.device)
         model = slip.load(args.checkpoint).to(device)
         model.needs_language("zero-shot transfer")
+        if model.tokenizer is None:
+            raise ValueError(NO_TOKENIZER)
         if args.image:
-            if not args.classes:
+            names = [name.strip() for name in (args.classes or "").split(",") if name.strip()]
+            if not names:
                 raise ValueError('--image wants names to choose from: type --classes "a dog,a cat"')
-            names = [name.strip() for name in args.classes.split(",") if name.strip()]
             found = name_picture(model, args.image, names, ("{}",), device)
         else:
             source = data.open_source(args.data, args.root, "test")

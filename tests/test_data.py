@@ -77,7 +77,6 @@ def test_odd_pictures_are_read_as_rgb(name):
     assert (picture.getpixel((0, 0)), picture.getpixel((1, 0))) == (left, right)
 
 
-@pytest.mark.xfail(strict=True, reason="data.read_picture returns RGB before it looks for transparency")
 def test_rgb_with_a_transparent_colour_is_laid_on_white():
     picture = data.read_picture(stored(two_pixels("RGB", RED, (0, 0, 255)), transparency=RED))
     assert (picture.getpixel((0, 0)), picture.getpixel((1, 0))) == (WHITE, (0, 0, 255))
@@ -189,14 +188,10 @@ BAD = {
     "a bomb": "DecompressionBombError",
     "missing": "FileNotFoundError",
 }
-BROKEN_EXIF = pytest.param(
-    "EXIF that is broken",
-    marks=pytest.mark.xfail(strict=True, reason="data.Views.readable lets Pillow's struct.error through"),
-)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # a bomb half as large warns
-@pytest.mark.parametrize("how", [*BAD, BROKEN_EXIF])
+@pytest.mark.parametrize("how", [*BAD, "EXIF that is broken"])
 def test_a_bad_picture_is_replaced_by_another_pair_and_named(tmp_path, monkeypatch, how):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # what is more than twice as large is a bomb
     source, bad = folder_with(how, tmp_path)

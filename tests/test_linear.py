@@ -145,7 +145,6 @@ def test_wrong_input_is_one_sentence_and_exit_2(tmp_path, monkeypatch, capsys, f
     assert end.value.code == 2 and sentence in message and message.count("\n") == 1
 
 
-@pytest.mark.xfail(strict=True, reason="linear.main does not compare the classes of both splits")
 def test_a_test_split_of_other_classes_is_refused(tmp_path, monkeypatch, capsys):
     """A class that is missing in test/ would shift the labels of those after it, in silence."""
     monkeypatch.chdir(tmp_path)

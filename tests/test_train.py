@@ -52,8 +52,8 @@ def same(a, b):
 def farthest(a, b):
     """Largest distance of a tensor, relative to its length; without what has no gradient in theory.
 
-    The keys' part of qkv.bias changes no output, nor does a bias before a BatchNorm (in SimCLR alone the tower's
-    last is one). Their gradient is rounding noise, which AdamW scales up to whole steps.
+    The keys' part of qkv.bias changes no output, nor does a bias before a BatchNorm (in SimCLR alone the
+    tower's last is one). Their gradient is rounding noise, which AdamW scales up to whole steps.
     """
     idle, distances = ["head.0.bias", "head.3.bias", "running_mean"], []
     idle += [] if "text_projection" in a else ["visual.norm.bias"]
