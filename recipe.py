@@ -7,6 +7,7 @@ Paper: section 4 and appendix. A flag left out on the command line takes its val
 """
 
 import math
+import os
 
 # The paper's pre-training: AdamW, one warm-up epoch, cosine; lr and wd are each method's own.
 PAPER = dict(
@@ -20,6 +21,7 @@ PAPER = dict(
     light_crop=0.5,  # smallest share of the picture in CLIP's crop
     strong_crop=0.08,  # and in a self-supervised view
     vocab="clip",
+    workers=min(8, (os.cpu_count() or 2) - 1),
 )
 BETAS, EPS, START_LR, END_LR = (0.9, 0.98), 1e-8, 1e-6, 1e-5
 METHOD = {  # method: lr, wd at batch 4096
@@ -29,7 +31,7 @@ METHOD = {  # method: lr, wd at batch 4096
 }
 # What a set changes. The small ones are ours, for two CPU cores.
 SCENES = ("scenes", "scenes-kind", "scenes-colour", "scenes-texture")
-SMALL = dict(model="vit_tiny", batch_size=64, vocab="train", lr=1e-3, wd=0.1)
+SMALL = dict(model="vit_tiny", batch_size=64, vocab="train", lr=1e-3, wd=0.1, workers=0)
 SETS = {
     **{name: SMALL | dict(epochs=10, strong_crop=0.3) for name in SCENES},
     "fashionmnist": SMALL | dict(epochs=1, image_size=28, patch=7, strong_crop=0.3),

@@ -51,11 +51,17 @@ def step_loss(model, args, device):
     """-> loss_of(batch of the host): to the device, through the towers in chunks, gathered across ranks,
     the objective.
     """
-    inner = loop.unwrapped(model)
+    inner, told = loop.unwrapped(model), False
 
     def loss_of(batch):
+        nonlocal told
         rows = len(next(iter(batch.values())))
         if "caption" in batch:
+            if not told and len(set(batch["caption"])) < rows / 2:
+                told = True
+                ranks.warn(
+                    "most captions of a batch are equal, so right pairs are punished: vary the captions"
+                )
             batch["tokens"] = inner.tokenizer(batch.pop("caption"), inner.config.context)  # [b, L]
         batch = {n: v if n.endswith("_params") else v.to(device, non_blocking=True) for n, v in batch.items()}
         micro_batch, recompute = args.micro_batch or rows, args.recompute
@@ -125,9 +131,7 @@ def arguments():
         "--out", help="run folder: checkpoint.pt, best.pt, log.csv (default: runs/DATA-METHOD)"
     )
     where.add_argument("--save-every", type=int, metavar="STEPS", help="checkpoints within an epoch as well")
-    where.add_argument(
-        "--workers", type=int, default=min(4, (os.cpu_count() or 2) - 1), help="processes that decode"
-    )
+    where.add_argument("--workers", type=int, help="processes that decode (small sets: 0)")
     where.add_argument("--device", help="cpu, cuda or cuda:N (default: the best at hand)")
     where.add_argument(
         "--precision", choices=["fp32", "bf16"], help="default: bf16 autocast on CUDA, fp32 on the CPU"
@@ -165,12 +169,23 @@ def check(args):
             )
 
 
-def make_tokenizer(vocab, source):
-    """The tokenizer of --vocab, its merges learned on the captions of `source` if "train" says so."""
-    if vocab == "clip":
-        return Tokenizer.clip()
+def make_tokenizer(vocab, source, optional):
+    """-> (vocab, the tokenizer of it), merges learned on the captions of `source` if "train" says so.
+
+    `optional`: nobody asked for CLIP's vocabulary, so where it is not installed one is learned.
+    """
     if vocab != "train":
-        return Tokenizer.clip(vocab)
+        try:
+            return vocab, Tokenizer.clip(None if vocab == "clip" else vocab)
+        except FileNotFoundError as error:
+            if not optional:
+                raise
+            ranks.warn(f"{error}; learning a vocabulary on the captions instead")
+    return "train", learn_vocabulary(source)
+
+
+def learn_vocabulary(source):
+    """A tokenizer whose merges are learned on the captions of a source, or its class names in templates."""
     if source.classes is None:
         targets = [source.label(i) for i in range(len(source))]
         return Tokenizer.train([c for t in targets for c in ([t] if isinstance(t, str) else t)])
@@ -185,6 +200,7 @@ def set_up(args):
     """Resolve every flag, open everything; raises ValueError or OSError with one sentence, before anything
     is written.
     """
+    typed_vocab = args.vocab
     for name, value in recipe.recipe(args.method, args.data).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -210,7 +226,9 @@ def set_up(args):
         )
     if ranks.world() > args.batch_size:
         raise ValueError(f"{ranks.world()} ranks cannot share a batch of {args.batch_size}")
-    tokenizer = make_tokenizer(args.vocab, captioned) if language else None
+    tokenizer = None
+    if language:
+        args.vocab, tokenizer = make_tokenizer(args.vocab, captioned, optional=typed_vocab is None)
     config = slip.configure(
         args.method, args.model, image_size=args.image_size, patch=args.patch, ssl_temp=args.ssl_temp,
         vocab_size=tokenizer.vocab_size if tokenizer else None,
@@ -231,6 +249,19 @@ def set_up(args):
         strong_crop=args.strong_crop, language=language, pair=pair, clip_strong=clip_strong,
     )  # fmt: skip
     return device, model.to(device), state, views, held
+
+
+def plan_chunks(args, model, device):
+    """Set `micro_batch` and `recompute`: what fits the device, unless a smaller chunk was asked for to save
+    memory.
+    """
+    share = len(ranks.mine(range(args.batch_size)))
+    rows, args.recompute = loop.chunk_rows(model, share, device)
+    if args.micro_batch and args.micro_batch >= share:
+        ranks.warn(f"--micro-batch {args.micro_batch} holds a rank's whole share of {share}: leave it out")
+    elif args.micro_batch:
+        args.recompute = args.recompute or args.micro_batch < rows
+    args.micro_batch = min(args.micro_batch or rows, share)
 
 
 def announce(args, model, device, views, state):
@@ -314,9 +345,7 @@ def main(argv=None):
         device, model, state, views, held = set_up(args)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    share = len(ranks.mine(range(args.batch_size)))
-    rows, args.recompute = loop.chunk_rows(model, share, device)
-    args.micro_batch = min(args.micro_batch or rows, share)
+    plan_chunks(args, model, device)
     announce(args, model, device, views, state)
     evaluation = Evaluation(args, model, device, held)
     if args.compile:
