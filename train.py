@@ -7,6 +7,7 @@ train.py --data imagenet --epochs 25           # the paper's recipe; ImageNet un
 """
 
 import argparse
+import math
 import os
 import sys
 
@@ -234,6 +235,7 @@ def set_up(args):
         vocab_size=tokenizer.vocab_size if tokenizer else None,
     )  # fmt: skip
     args.image_size, args.patch = config.image_size, config.patch
+    args.captioned_by = "captions" if captioned.classes is None else "class names"
     torch.manual_seed(args.seed)
     model = slip.build(config)
     model.tokenizer = tokenizer
@@ -264,7 +266,7 @@ def plan_chunks(args, model, device):
     args.micro_batch = min(args.micro_batch or rows, share)
 
 
-def announce(args, model, device, views, state):
+def announce(args, model, device, views, state, test):
     """What was resolved, and what chance looks like."""
     b = args.batch_size
     share = len(ranks.mine(range(b)))
@@ -284,12 +286,16 @@ def announce(args, model, device, views, state):
         f"{args.steps} steps, lr {args.lr:g}, wd {args.wd:g}; "
         f"{device}, {ranks.precision(device, args.precision)}"
     )
-    chance = (
-        [f"clip_loss {torch.log(torch.tensor(float(b))):.2f} = log {b}"] if model.text is not None else []
-    )
+    chance = []
+    if model.text is not None:
+        chance.append(f"clip_loss {math.log(b):.2f} = log {b}, clip_acc {100 / b:.2f}%")
     if model.branch is not None:
-        chance.append(f"ssl_loss {torch.log(torch.tensor(2.0 * b - 1)):.2f} = log {2 * b - 1}")
-    ranks.say(f"chance: {', '.join(chance)}; accuracies {100 / b:.2f}% and {100 / (2 * b - 1):.2f}%")
+        chance.append(
+            f"ssl_loss {math.log(2 * b - 1):.2f} = log {2 * b - 1}, ssl_acc {100 / (2 * b - 1):.2f}%"
+        )
+    if model.text is not None and test is not None:
+        chance.append(f"zeroshot_top1 {100 / len(test.classes):.1f}% of {len(test.classes)} classes")
+    ranks.say(f"chance: {'; '.join(chance)}")
     if state:
         ranks.say(f"going on from step {state['run']['step']} of {args.out}")
     if model.branch is not None and b < 32:
@@ -346,8 +352,8 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         parser.error(str(error))
     plan_chunks(args, model, device)
-    announce(args, model, device, views, state)
     evaluation = Evaluation(args, model, device, held)
+    announce(args, model, device, views, state, evaluation.test)
     if args.compile:
         model.visual.compile()
     optimizer = torch.optim.AdamW(
@@ -405,6 +411,8 @@ def report(args, model, device):
             f"{name}: zero-shot top-1 {result['top1']:.1f}% of {len(source.classes)} classes "
             f"(chance {100 / len(source.classes):.1f}%)"
         )
+    if model.text is not None and args.captioned_by == "class names":
+        ranks.say(zeroshot.SEEN)
     path = os.path.join(args.out, loop.CHECKPOINT)
     ranks.say(f"saved {path}; try: python zeroshot.py --checkpoint {path} --data {args.data}")
 

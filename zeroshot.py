@@ -22,6 +22,8 @@ import tasks
 
 NO_TOKENIZER = "this checkpoint has no tokenizer: CLIP's comes with open_clip (pip install open_clip_torch)"
 
+SEEN = "  (prompt classification of classes seen in training, not zero-shot transfer)"
+
 
 @torch.no_grad()
 def classifier(model, names, templates, device):
@@ -168,6 +170,9 @@ def main(argv=None):
         f"  top-1 {result['top1']:.2f}%   top-5 {result['top5']:.2f}%   "
         f"mean per class {result['per_class']:.2f}%"
     )
+    trained = (slip.read(args.checkpoint).get("run") or {}).get("args", {})
+    if trained.get("data") == args.data and trained.get("captioned_by") == "class names":
+        ranks.say(SEEN)
     ranks.stop()
     return 0
 

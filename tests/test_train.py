@@ -237,21 +237,75 @@ def test_ten_kills_at_random_moments_end_in_the_same_weights(tmp_path):
     assert kills >= 3 and same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
 
 
+def distributed(processes, port, out, *flags):
+    """Start train.py on so many gloo processes, as torchrun would."""
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "train.py", *SMALL, "--out", str(out), *map(str, flags)]
+    return [
+        subprocess.Popen(
+            command,
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+
+
+@pytest.mark.slow
+def test_the_losses_of_twenty_steps_do_not_depend_on_the_ranks_and_a_run_goes_on_with_others(tmp_path):
+    """1, 2 and 4 processes; and 10 steps on two processes, the other 10 on one."""
+
+    def go(processes, out, *flags):
+        started = distributed(processes, 29700 + processes, tmp_path / out, *flags, "--max-steps", 20)
+        assert [process.wait(timeout=300) for process in started] == [0] * processes
+
+    for processes in (1, 2, 4):
+        go(processes, str(processes))
+    halfway = distributed(2, 29708, tmp_path / "moved", "--max-steps", 20, "--save-every", 5)
+    while not (tmp_path / "moved/checkpoint.pt").exists():
+        time.sleep(0.05)
+    for process in halfway:
+        process.kill()
+    assert torch.load(tmp_path / "moved/checkpoint.pt", weights_only=True)["run"]["step"] < 20
+    go(1, "moved")
+    one = weights(tmp_path / "1")
+    for other in ("2", "4", "moved"):
+        rows = [list(csv.DictReader(open(tmp_path / run / "log.csv"))) for run in ("1", other)]
+        for a, b in zip(*rows, strict=True):
+            for name in ("clip_loss", "ssl_loss"):
+                assert float(a[name]) == pytest.approx(
+                    float(b[name]), rel=1e-4
+                )  # fp32, sums in another order
+        assert farthest(one, weights(tmp_path / other)) < 1e-4
+
+
+@pytest.mark.slow
+def test_memory_grows_with_the_pictures_not_with_the_activations(tmp_path):
+    """Peak memory of a step at batch 1024 against 64, both in chunks of 16, 96-pixel views (145 tokens)."""
+    flags = "--image-size 96 --max-steps 1 --micro-batch 16 --overfit".split()
+    script = (
+        "import sys, resource, train, zeroshot, data, scenes;"
+        "train.Evaluation.__call__ = lambda self: ({}, None); train.report = lambda *a: None;"
+        "code = train.main(sys.argv[1:]);"
+        "print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    peaks = {}
+    for batch in (64, 1024):
+        command = [sys.executable, "-c", script, *SMALL, "--out", str(tmp_path / str(batch)), *flags]
+        run = subprocess.run(
+            [*command, "--batch-size", str(batch)], capture_output=True, text=True, check=True
+        )
+        code, peaks[batch] = map(int, run.stdout.splitlines()[-1].split())
+        assert code == 0
+    pictures = 1024 * 3 * 3 * 96 * 96 / 1024  # KiB: three uint8 views
+    assert peaks[1024] - 2 * pictures <= 1.25 * peaks[64], peaks  # twice: collate stacks the single views
+
+
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_other_within_a_minute(tmp_path):
-    env = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29871",
-        "WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "train.py", *SMALL, "--max-steps", "2000", "--out", str(tmp_path)]
-    ranks = [
-        subprocess.Popen(
-            command, env=env | {"RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE, text=True
-        )
-        for r in range(2)
-    ]
+    ranks = distributed(2, 29871, tmp_path, "--max-steps", 2000)
     time.sleep(25)
     ranks[1].kill()
     _, message = ranks[0].communicate(timeout=60)
