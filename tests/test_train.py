@@ -283,7 +283,10 @@ def test_the_losses_of_twenty_steps_do_not_depend_on_the_ranks_and_a_run_goes_on
 
 @pytest.mark.slow
 def test_memory_grows_with_the_pictures_not_with_the_activations(tmp_path):
-    """Peak memory of a step at batch 1024 against 64, both in chunks of 16, 96-pixel views (145 tokens)."""
+    """Peak memory of a step at batch 1024 against 64, both in chunks of 16, 96-pixel views (145 tokens).
+
+    What is used counts, not what glibc keeps: told to give back blocks over 64 KB (without that, 2.4 times).
+    """
     flags = "--image-size 96 --max-steps 1 --micro-batch 16 --overfit".split()
     script = (
         "import sys, resource, train, zeroshot, data, scenes;"
@@ -300,7 +303,7 @@ def test_memory_grows_with_the_pictures_not_with_the_activations(tmp_path):
         code, peaks[batch] = map(int, run.stdout.splitlines()[-1].split())
         assert code == 0
     pictures = 1024 * 3 * 3 * 96 * 96 / 1024  # KiB: three uint8 views
-    assert peaks[1024] - 2 * pictures <= 1.25 * peaks[64], peaks  # twice: collate stacks the single views
+    assert peaks[1024] - pictures <= 1.25 * peaks[64], peaks
 
 
 @pytest.mark.slow
@@ -309,4 +312,4 @@ def test_a_killed_rank_ends_the_other_within_a_minute(tmp_path):
     time.sleep(25)
     ranks[1].kill()
     _, message = ranks[0].communicate(timeout=60)
-    assert ranks[0].returncode == 1 and "a rank is gone" in message and "Traceback" not in message
+    assert "a rank is gone" in message and "Traceback" not in message and ranks[0].returncode == 1, message
