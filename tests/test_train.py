@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -314,3 +315,25 @@ def test_a_killed_rank_ends_the_other_within_a_minute(tmp_path):
     ranks[1].kill()
     _, message = ranks[0].communicate(timeout=60)
     assert "a rank is gone" in message and "Traceback" not in message and ranks[0].returncode == 1, message
+
+
+@pytest.mark.slow
+def test_a_dead_worker_is_an_error_and_not_a_hang(tmp_path):
+    command = [sys.executable, "train.py", *SMALL, "--max-steps", "5000", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [*command, "--workers", "2"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    time.sleep(20)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 1 and "a data worker died" in message and "Traceback" not in message
+
+
+@pytest.mark.slow
+def test_a_compiled_tower_trains_alike(tmp_path):
+    for name, flags in [("plain", []), ("compiled", ["--compile"])]:
+        run(tmp_path / name, "--max-steps", 5, *flags)
+    assert (
+        farthest(weights(tmp_path / "plain"), weights(tmp_path / "compiled")) < 1e-3
+    )  # fused kernels round alike
