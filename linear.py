@@ -13,10 +13,10 @@ import sys
 import torch
 import torch.nn.functional as F
 
-import data
+import measure
 import ranks
+import sets
 import slip
-import zeroshot
 
 DECAYS = [10.0**power for power in range(-6, 1)]  # swept weight decays of the fast path
 
@@ -52,12 +52,12 @@ def probe(train, train_labels, test, test_labels, classes):
         accuracies.append((guess == train_labels[~chosen]).float().mean().item())
     decay = DECAYS[max(range(len(DECAYS)), key=accuracies.__getitem__)]
     weight, bias = fit(train, train_labels, classes, decay)
-    return zeroshot.metrics(test @ weight.T + bias, test_labels), decay
+    return measure.metrics(test @ weight.T + bias, test_labels), decay
 
 
 def labelled(name, root, split):
     """The labelled form of a set: for the built-in scenes the kind of thing."""
-    return data.open_source("scenes-kind" if name == "scenes" else name, root, split)
+    return sets.open_source("scenes-kind" if name == "scenes" else name, root, split)
 
 
 def evaluate(model, name, root, device, workers=0):
@@ -65,9 +65,7 @@ def evaluate(model, name, root, device, workers=0):
     model.eval()
     size = model.config.image_size
     train, test = (labelled(name, root, split) for split in ("train", "test"))
-    features = [
-        zeroshot.over(source, size, device, model.visual, workers=workers) for source in (train, test)
-    ]
+    features = [measure.over(source, size, device, model.visual, workers=workers) for source in (train, test)]
     return probe(*features[0], *features[1], len(train.classes))
 
 

@@ -58,8 +58,8 @@ def train(name, row, seed, args):
 
 def measure(name, out, root):
     """Zero-shot and linear accuracy of the last checkpoint of a run, written to results.json."""
-    import data
     import linear
+    import sets
     import zeroshot
 
     device = ranks.start()
@@ -67,7 +67,7 @@ def measure(name, out, root):
     _, tasks, probes = TABLES[name]
     results = {}
     for task in tasks if model.text is not None else []:
-        source = data.open_source(task, root, "test")
+        source = sets.open_source(task, root, "test")
         results[f"zero-shot {task}"] = zeroshot.evaluate(model, source, device)["top1"]
     for task in probes:
         results[f"linear {task}"] = linear.evaluate(model, task, root, device)[0]["top1"]

@@ -1,9 +1,9 @@
 """Pre-training: one vision transformer, the sum of two losses.
 
-python train.py                                      # the built-in scenes, minutes on a laptop;
-runs/scenes-slip/ python train.py --method clip --data fashionmnist     # another method, another set python
-train.py --data imagenet --epochs 25           # the paper's recipe; ImageNet under data/imagenet torchrun
---nproc_per_node=8 train.py --data imagenet  # the same on eight GPUs: the batch size is global
+python train.py                                      # the built-in scenes, minutes on a laptop
+python train.py --method clip --data fashionmnist     # another method, another set
+python train.py --data imagenet --epochs 25           # the paper's recipe; ImageNet under data/imagenet
+torchrun --nproc_per_node=8 train.py --data imagenet  # the same on eight GPUs: the batch size is global
 """
 
 import argparse
@@ -17,6 +17,7 @@ import data
 import loop
 import ranks
 import recipe
+import sets
 import slip
 import zeroshot
 from losses import info_nce
@@ -209,7 +210,7 @@ def set_up(args):
     language, partner = slip.METHODS[args.method]
     args.out = args.out or os.path.join("runs", f"{args.data}-{args.method}")
     device = ranks.start(args.device)
-    whole = data.open_source(args.data, args.root, "train")
+    whole = sets.open_source(args.data, args.root, "train")
     kept, held = data.holdout(len(whole), args.seed)
     source, held = data.part(whole, kept), data.part(whole, held)
     captioned, other = source, None
@@ -310,7 +311,7 @@ class Evaluation:
     def __init__(self, args, model, device, held):
         self.args, self.model, self.device, self.held = args, model, device, held
         try:
-            self.test = data.open_source(args.data, args.root, "test")
+            self.test = sets.open_source(args.data, args.root, "test")
         except (ValueError, FileNotFoundError) as error:
             self.test = None
             ranks.warn(f"no zero-shot column in the log: {error}")
@@ -405,7 +406,7 @@ def report(args, model, device):
     """The end of a run: zero-shot on every task of the set, and where to go from here."""
     names = ["scenes", "scenes-colour", "scenes-heldout"] if args.data == "scenes" else [args.data]
     for name in names if model.text is not None else []:
-        source = data.open_source(name, args.root, "test")
+        source = sets.open_source(name, args.root, "test")
         result = zeroshot.evaluate(model, source, device)
         ranks.say(
             f"{name}: zero-shot top-1 {result['top1']:.1f}% of {len(source.classes)} classes "

@@ -12,11 +12,12 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Subset
 
 import augment
 import data
+import measure
 import ranks
+import sets
 import slip
 import tasks
 
@@ -46,41 +47,6 @@ def classifier(model, names, templates, device):
     return F.normalize(torch.stack([group.mean(0) for group in groups]), dim=-1)
 
 
-@torch.no_grad()
-def over(source, image_size, device, apply, *, resize=None, workers=0, batch=256):
-    """Apply a function to the evaluation views of a source, sharded over the ranks: (results [n, ...],
-    labels [n]) of all.
-    """
-    indices = ranks.mine(range(len(source)))
-    loader = DataLoader(
-        Subset(data.Labelled(source, image_size, resize), indices),
-        batch,
-        num_workers=workers,
-        worker_init_fn=data.one_thread,
-    )
-    results, labels = [], []
-    for images, targets in loader:
-        with ranks.autocast(device):
-            results.append(apply(augment.normalise(images.to(device))).float())
-        labels.append(targets.to(device))
-    return ranks.gather(torch.cat(results)), ranks.gather(torch.cat(labels))
-
-
-def metrics(scores, labels):
-    """Scores [n, K] and labels [n] -> top-1, top-5 and mean per class, in per cent."""
-    top = scores.topk(min(5, scores.shape[1]), dim=1).indices  # [n, 5]
-    hits = top == labels[:, None]
-    first = hits[:, 0].float()
-    counts = torch.bincount(labels, minlength=scores.shape[1])
-    right = torch.bincount(labels, weights=first, minlength=scores.shape[1])
-    seen = counts > 0
-    return {
-        "top1": 100 * first.mean().item(),
-        "top5": 100 * hits.any(1).float().mean().item(),
-        "per_class": 100 * (right[seen] / counts[seen]).mean().item(),
-    }
-
-
 def evaluate(model, source, device, *, names=None, templates=None, workers=0):
     """Zero-shot accuracy of a model on a labelled source: {"top1", "top5", "per_class"}, per cent. Leaves
     its mode as it was.
@@ -90,7 +56,7 @@ def evaluate(model, source, device, *, names=None, templates=None, workers=0):
     weights = classifier(
         model, names or source.classes, templates or tasks.prompts(source.name), device
     )  # [K, E]
-    scores, labels = over(
+    scores, labels = measure.over(
         source,
         model.config.image_size,
         device,
@@ -98,7 +64,7 @@ def evaluate(model, source, device, *, names=None, templates=None, workers=0):
         workers=workers,
     )
     model.train(training)
-    return metrics(scores, labels)
+    return measure.metrics(scores, labels)
 
 
 def name_picture(model, path, names, templates, device):
@@ -145,7 +111,7 @@ def main(argv=None):
                 raise ValueError('--image wants names to choose from: type --classes "a dog,a cat"')
             found = name_picture(model, args.image, names, ("{}",), device)
         else:
-            source = data.open_source(args.data, args.root, "test")
+            source = sets.open_source(args.data, args.root, "test")
             names = tasks.read_published(args.labels, args.data) if args.labels else source.classes
             templates = (
                 tasks.read_published(args.templates, args.data)

@@ -18,6 +18,7 @@ from PIL import Image
 import augment
 import data
 import ranks
+import sets
 import tasks
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -410,17 +411,17 @@ def test_a_folder_of_classes_is_a_set(tmp_path):
     (tmp_path / "pets/train/dog/notes.txt").write_text("no picture")
     (tmp_path / "pets/train/dog/more").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "pets/train/dog/more/0.PNG")
-    train = data.open_source("pets", tmp_path, "train")
+    train = sets.open_source("pets", tmp_path, "train")
     assert train.classes == ["dog", "tabby cat"]
     assert [train.label(i) for i in range(len(train))] == [0, 0, 0, 1, 1]
     assert train[4][0].mode == "RGB" and train[4][1] == 1
-    assert len(data.open_source("pets", tmp_path, "test")) == 2  # val, where there is no test
+    assert len(sets.open_source("pets", tmp_path, "test")) == 2  # val, where there is no test
 
 
 def test_a_name_that_is_not_utf8_is_read(tmp_path):
     fill(tmp_path / "pets/train", "dog")
     os.rename(tmp_path / "pets/train/dog/0.JPEG", os.fsencode(tmp_path / "pets/train/dog") + b"/caf\xe9.JPEG")
-    assert data.open_source("pets", tmp_path)[0][0].size == (4, 4)
+    assert sets.open_source("pets", tmp_path)[0][0].size == (4, 4)
 
 
 @pytest.mark.parametrize("below", ["", "imagenet"])
@@ -428,7 +429,7 @@ def test_folders_of_imagenet_may_be_words(tmp_path, below):
     for split in ("train", "val"):
         fill(tmp_path / below / split, "great-white_shark", "axolotl")
     for split in ("train", "test"):
-        source = data.open_source("imagenet", tmp_path, split)
+        source = sets.open_source("imagenet", tmp_path, split)
         assert source.classes == ["axolotl", "great white shark"] and source.label(1) == 1
 
 
@@ -436,7 +437,7 @@ def imagenet(tmp_path, mapping=None):
     fill(tmp_path / "val", "n01440764", "n02123045")
     if mapping is not None:
         (tmp_path / "LOC_synset_mapping.txt").write_text(mapping, encoding="utf-8")
-    return data.open_source("imagenet", tmp_path, "test")
+    return sets.open_source("imagenet", tmp_path, "test")
 
 
 def test_imagenets_mapping_names_the_folders(tmp_path):
@@ -455,7 +456,7 @@ def test_wordnet_ids_without_a_mapping_are_one_sentence(tmp_path):
 
 
 def test_a_thousand_wordnet_ids_are_imagenets_classes(tmp_path):
-    names = data.imagenet_names(tmp_path, [f"n{i:08}" for i in range(1000)])
+    names = sets.imagenet_names(tmp_path, [f"n{i:08}" for i in range(1000)])
     assert len(names) == 1000 and (names[0], names[999]) == ("tench", "toilet tissue")
 
 
@@ -477,7 +478,7 @@ def test_a_set_that_is_not_there_is_one_sentence(tmp_path, name, split, sentence
     fill(tmp_path / "halfset/train", "dog")
     (tmp_path / "emptyset/train/dog").mkdir(parents=True)
     with pytest.raises((ValueError, FileNotFoundError), match=sentence) as error:
-        data.open_source(name, tmp_path, split)
+        sets.open_source(name, tmp_path, split)
     assert "\n" not in str(error.value)
 
 
@@ -497,7 +498,7 @@ def fashion(tmp_path):
 
 def test_fashion_mnist_is_read_from_its_idx_files(tmp_path):
     fashion(tmp_path)
-    train, test = (data.open_source("fashionmnist", tmp_path, split) for split in ("train", "test"))
+    train, test = (sets.open_source("fashionmnist", tmp_path, split) for split in ("train", "test"))
     assert (len(train), len(test), len(train.classes)) == (3, 2, 10)
     picture, label = train[2]
     assert picture.size == (28, 28) and picture.getpixel((5, 5)) == (100, 100, 100)
@@ -506,25 +507,25 @@ def test_fashion_mnist_is_read_from_its_idx_files(tmp_path):
 
 @pytest.fixture
 def few_scenes(monkeypatch):
-    monkeypatch.setattr(data, "SCENES_COUNT", {"train": 40, "test": 60})
-    data.drawn.cache_clear()
+    monkeypatch.setattr(sets, "SCENES_COUNT", {"train": 40, "test": 60})
+    sets.drawn.cache_clear()
     yield
-    data.drawn.cache_clear()
+    sets.drawn.cache_clear()
 
 
 def test_scenes_are_captioned_for_training_and_labelled_for_testing(few_scenes):
-    train, test = data.open_source("scenes"), data.open_source("scenes", split="test")
+    train, test = sets.open_source("scenes"), sets.open_source("scenes", split="test")
     assert train.classes is None and isinstance(train[0][1], str) and train[0][0].size == (32, 32)
     assert len(test.classes) == 12 and isinstance(test[0][1], int)
-    assert [data.open_source(f"scenes-{n}", split="test").classes[0] for n in ("colour", "texture")] == [
+    assert [sets.open_source(f"scenes-{n}", split="test").classes[0] for n in ("colour", "texture")] == [
         "red",
         "plain",
     ]
 
 
 def test_the_held_out_scenes_are_pairs_that_training_never_names(few_scenes):
-    held = data.open_source("scenes-heldout", split="test")
+    held = sets.open_source("scenes-heldout", split="test")
     named = {held.classes[held.label(i)] for i in range(len(held))}
     assert 0 < len(held) < 60 and len(held.classes) == 96
-    pairs = {f"{colour} {kind}" for kind, colour in data.scenes.HELD_OUT.items()}
+    pairs = {f"{colour} {kind}" for kind, colour in sets.scenes.HELD_OUT.items()}
     assert named <= pairs

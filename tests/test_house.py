@@ -22,12 +22,15 @@ CONCEPTS = ALONE | {
     "text": {"vit"},
     "selfsup": {"losses"},
     "slip": {"vit", "text", "selfsup"},
-    "data": {"augment", "tasks", "scenes"},
+    "data": {"augment", "tasks"},
+    "captioned": {"data"},
+    "sets": {"data", "captioned", "tasks", "scenes"},
+    "measure": {"augment", "data", "ranks"},
     "loop": {"ranks", "slip"},
 }
 TABLE = CONCEPTS | {
     "zeroshot": set(CONCEPTS),
-    "linear": {*CONCEPTS, "zeroshot"},  # for its features of a set
+    "linear": set(CONCEPTS),
     "finetune": set(CONCEPTS),
     "train": {*CONCEPTS, "zeroshot", "linear", "finetune"},
 }

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 import data
 import linear
+import sets
 import slip
 
 CPU = torch.device("cpu")
@@ -77,10 +78,10 @@ def test_the_decay_is_chosen_without_the_test_set():
 
 @pytest.fixture(autouse=True)
 def few_pictures(monkeypatch):
-    monkeypatch.setattr(data, "SCENES_COUNT", {"train": 120, "test": 60})
-    data.drawn.cache_clear()
+    monkeypatch.setattr(sets, "SCENES_COUNT", {"train": 120, "test": 60})
+    sets.drawn.cache_clear()
     yield
-    data.drawn.cache_clear()
+    sets.drawn.cache_clear()
 
 
 def tiny(method):
@@ -106,7 +107,7 @@ def test_the_probe_sees_the_towers_feature_before_any_projection(monkeypatch):
     linear.evaluate(model, "scenes", "data", CPU)
     train, train_labels, test, test_labels, classes = seen
     assert (train.shape, test.shape, classes) == ((120, 128), (60, 128), 12)
-    source = data.open_source("scenes-kind", split="test")
+    source = sets.open_source("scenes-kind", split="test")
     assert test_labels.tolist() == [source.label(i) for i in range(60)]
     view = data.augment.normalise(data.Labelled(source, 32)[7][0][None])
     with torch.no_grad():

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-import data
+import sets
 import tasks
 
 ALL = [*tasks.PROMPTS.values(), *tasks.CAPTIONS.values(), tasks.GENERIC, tasks.GENERIC_CAPTIONS]
@@ -28,7 +28,7 @@ def test_a_set_of_its_own_gets_prompts_and_captions_too():
 
 
 def test_every_entry_is_a_set_that_can_be_opened():
-    known = {*data.SCENES, *data.TORCHVISION, "imagenet"}
+    known = {*sets.SCENES, *sets.TORCHVISION, "imagenet"}
     assert {*tasks.PROMPTS, *tasks.CAPTIONS} <= known
 
 

@@ -18,6 +18,7 @@ import torch
 
 import data
 import scenes
+import sets
 import slip
 import train
 import zeroshot
@@ -78,7 +79,7 @@ def test_overfitting_one_batch_brings_the_loss_far_below_chance(tmp_path, method
 def test_colours_are_learned_from_captions(tmp_path):
     run(tmp_path, "--method", "clip", "--max-steps", 80, "--lr", 2e-3)
     model = slip.load(tmp_path / "checkpoint.pt")
-    result = zeroshot.evaluate(model, data.open_source("scenes-colour", split="test"), torch.device("cpu"))
+    result = zeroshot.evaluate(model, sets.open_source("scenes-colour", split="test"), torch.device("cpu"))
     assert result["top1"] > 35  # chance is 12.5; several seeds gave 55 to 75
 
 

@@ -17,6 +17,8 @@ from PIL import Image
 from torch import nn
 
 import data
+import measure
+import sets
 import slip
 import tasks
 import zeroshot
@@ -143,13 +145,13 @@ def test_metrics_are_those_counted_by_hand():
             [1.0, 6, 5, 4, 3, 2],
         ]
     )
-    result = zeroshot.metrics(scores, torch.tensor([0, 0, 0, 1]))
+    result = measure.metrics(scores, torch.tensor([0, 0, 0, 1]))
     assert result["top1"] == 50 and result["top5"] == 75
     assert result["per_class"] == pytest.approx(100 * (1 / 3 + 1) / 2)
 
 
 def test_fewer_than_five_classes_have_a_top_5_of_all():
-    result = zeroshot.metrics(torch.tensor([[1.0, 2.0], [1.0, 2.0]]), torch.tensor([0, 1]))
+    result = measure.metrics(torch.tensor([[1.0, 2.0], [1.0, 2.0]]), torch.tensor([0, 1]))
     assert (result["top1"], result["top5"], result["per_class"]) == (50, 100, 50)
 
 
@@ -205,10 +207,10 @@ def checkpoints(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def few_pictures(monkeypatch):
-    monkeypatch.setattr(data, "SCENES_COUNT", {"train": 40, "test": 96})
-    data.drawn.cache_clear()
+    monkeypatch.setattr(sets, "SCENES_COUNT", {"train": 40, "test": 96})
+    sets.drawn.cache_clear()
     yield
-    data.drawn.cache_clear()
+    sets.drawn.cache_clear()
 
 
 def command(folder, flags):
