@@ -183,13 +183,13 @@ def checkpoints(tmp_path_factory):
         model = slip.build(slip.configure(method, "vit_tiny", vocab_size=600, text_depth=1))
         if model.text is not None:
             captions = [
-                template.format(kind) for template in tasks.PROMPTS["scenes"] for kind in data.scenes.KINDS
+                template.format(kind) for template in tasks.PROMPTS["scenes"] for kind in sets.scenes.KINDS
             ]
             model.tokenizer = Tokenizer.train(captions * 2, 600)
         slip.save(folder / f"{method}.pt", model)
     Image.new("RGB", (40, 30), COLOURS["red"]).save(folder / "red.png")
     (folder / "text.png").write_text("not a picture")
-    kinds = list(data.scenes.KINDS)
+    kinds = list(sets.scenes.KINDS)
     labels = {"scenes": kinds, "three": kinds[:3], "scenes-colour": kinds}
     (folder / "labels.json").write_text(json.dumps(labels))
     (folder / "lists.json").write_text(json.dumps({"scenes": [[kind] for kind in kinds]}))
