@@ -8,6 +8,10 @@ Paper: section 4 (accuracy, and the mean per class where the classes are uneven)
 Shared by the three test tasks, sharded over the ranks without counting a picture twice.
 """
 
+import csv
+import os
+import time
+
 import torch
 from torch.utils.data import DataLoader, Subset
 
@@ -49,3 +53,29 @@ def metrics(scores, labels):
         "top5": 100 * hits.any(1).float().mean().item(),
         "per_class": 100 * (right[seen] / counts[seen]).mean().item(),
     }
+
+
+RESULTS = "results.csv"
+COLUMNS = ("date", "checkpoint", "task", "data", "how", "metric", "value", "pictures", "classes")
+
+
+def record(checkpoint, task, source, how, metric, value):
+    """Append a row to results.csv in the checkpoint's folder, which a reader finds whole at any moment.
+
+    `task`: zeroshot, linear or finetune. `how`: what else decided the number, in words. `value`: per cent.
+    """
+    if ranks.rank():
+        return
+    path = os.path.join(os.path.dirname(checkpoint), RESULTS)
+    rows = []
+    if os.path.exists(path):
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    date = time.strftime("%Y-%m-%d %H:%M:%S")
+    values = (date, os.path.basename(checkpoint), task, source.name, how, metric, f"{value:.4f}", len(source))
+    rows.append(dict(zip(COLUMNS, (*values, len(source.classes or [])))))
+    with open(f"{path}.tmp", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(f"{path}.tmp", path)
