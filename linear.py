@@ -8,7 +8,6 @@ validation part of the training set, then fitted to all of it.
 """
 
 import argparse
-import sys
 
 import torch
 import torch.nn.functional as F
@@ -99,4 +98,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ranks.leave(main())

@@ -9,7 +9,6 @@ torchrun --nproc_per_node=8 train.py --data imagenet  # the same on eight GPUs: 
 import argparse
 import math
 import os
-import sys
 
 import torch
 
@@ -419,4 +418,4 @@ def report(args, model, device):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ranks.leave(main())

@@ -8,7 +8,6 @@ normalised again; a picture's class is the one of largest cosine.
 """
 
 import argparse
-import sys
 
 import torch
 import torch.nn.functional as F
@@ -144,4 +143,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ranks.leave(main())

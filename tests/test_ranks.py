@@ -5,6 +5,7 @@ pytest tests/test_ranks.py
 """
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -39,15 +40,16 @@ if ranks.rank() == 0:
     state = {n: p.grad for n, p in model.named_parameters()} | {n: b for n, b in model.named_buffers()}
     torch.save({"loss": loss.detach()} | state, out)
 ranks.stop()
+ranks.leave()
 """
 
 
 def launch(processes, script, *arguments):
     """Run a script's text on gloo processes, as torchrun would; returns when all have ended well."""
-    env = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(29500 + os.getpid() % 1000 + processes),
-    }
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     env |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes)}
     running = [
         subprocess.Popen(
