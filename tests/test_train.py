@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import data
 import scenes
 import sets
 import slip
@@ -32,7 +31,7 @@ def few_pictures(monkeypatch):
     second.
     """
     small = {split: scenes.build(split, count) for split, count in {"train": 640, "test": 240}.items()}
-    monkeypatch.setattr(data, "drawn", small.get)
+    monkeypatch.setattr(sets, "drawn", small.get)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
