@@ -112,7 +112,10 @@ class Files(Dataset):
     """Pictures in files, with a label or caption each."""
 
     def __init__(self, paths, targets):
-        self.paths, self.targets = Strings(paths), targets
+        self.paths, self.targets = (
+            Strings(paths),
+            targets,
+        )  # targets[i]: a label, a caption or a list of captions
 
     def __len__(self):
         return len(self.paths)
@@ -122,7 +125,7 @@ class Files(Dataset):
 
     def label(self, index):
         target = self.targets[index]
-        return target if isinstance(target, str) else int(target)
+        return target if isinstance(target, (str, list)) else int(target)
 
     def where(self, index):
         return self.paths[index]
@@ -162,7 +165,7 @@ def order(count, batch, seed, step):
     return epoch, permutation(count, seed, epoch)[position * batch : (position + 1) * batch]
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)
 def permutation(count, seed, epoch):
     return np.random.default_rng((seed, epoch)).permutation(count)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torchvision
 
+import captioned
 import scenes
 from data import SUFFIXES, Arrays, Files, Source
 
@@ -30,12 +31,16 @@ def open_source(name, root="data", split="train"):
         return open_torchvision(name, root, split)
     if name == "imagenet":
         return open_imagenet(Path(root), split)
+    source = captioned.open_captioned(name, root, split)
+    if source is not None:
+        return source
     folder = Path(root) / name
     if (folder / "train").is_dir() or (folder / split).is_dir():
         return open_folder(name, folder, split)
     raise ValueError(
         f"unknown --data {name!r}: expected one of {', '.join(SCENES)}, imagenet, {', '.join(TORCHVISION)}, "
-        f"or a folder {folder} with train/<class name>/ and test/<class name>/ in it"
+        f"{', '.join(captioned.NAMES)}, a table FILE.tsv of path and caption, shards '{{00000..00009}}.tar', "
+        f"or a folder {folder} with train/<class name>/ and test/<class name>/, or x.jpg and x.txt, in it"
     )
 
 

@@ -10,6 +10,7 @@ import argparse
 import math
 import os
 
+import numpy as np
 import torch
 
 import data
@@ -95,8 +96,10 @@ def arguments():
     pictures.add_argument(
         "--data",
         default="scenes",
-        help="scenes (built in), imagenet, fashionmnist, cifar10, cifar100 or a folder under --root with "
-        "train/<class name>/ (default: %(default)s)",
+        help="scenes (built in), imagenet or another labelled set, coco, cc3m, cc12m, redcaps, "
+        "yfcc15m, flickr8k, flickr30k, sbu, a table FILE.tsv, .csv or .jsonl of path and caption, "
+        "shards as '{00000..00331}.tar', or a folder under --root with train/<class name>/, or with x.jpg "
+        "and x.txt (default: %(default)s)",
     )
     pictures.add_argument("--root", default="data", help="folder that holds the sets (default: %(default)s)")
     pictures.add_argument(
@@ -188,13 +191,19 @@ def make_tokenizer(vocab, source, optional):
 def learn_vocabulary(source):
     """A tokenizer whose merges are learned on the captions of a source, or its class names in templates."""
     if source.classes is None:
-        targets = [source.label(i) for i in range(len(source))]
+        some = np.linspace(0, len(source) - 1, min(len(source), 1_000_000)).astype(int)  # enough for any word
+        targets = [source.label(int(i)) for i in some]
         return Tokenizer.train([c for t in targets for c in ([t] if isinstance(t, str) else t)])
     names = [n for entry in source.classes for n in ([entry] if isinstance(entry, str) else entry)]
     templates = data.tasks.captions(source.name)
     return Tokenizer.train(
         [template.format(name) for template in templates for name in names for _ in range(2)]
     )
+
+
+def run_name(data_name):
+    """The set's part of a run folder's name: of a table or of shards their own name without its folder."""
+    return os.path.splitext(os.path.basename(data_name))[0] or data_name.strip("/")
 
 
 def set_up(args):
@@ -207,7 +216,7 @@ def set_up(args):
             setattr(args, name, value)
     check(args)
     language, partner = slip.METHODS[args.method]
-    args.out = args.out or os.path.join("runs", f"{args.data}-{args.method}")
+    args.out = args.out or os.path.join("runs", f"{run_name(args.data)}-{args.method}")
     device = ranks.start(args.device)
     whole = sets.open_source(args.data, args.root, "train")
     kept, held = data.holdout(len(whole), args.seed)
@@ -396,15 +405,15 @@ def main(argv=None):
         )
     )
     if code == 0:
-        report(args, model, device)
+        report(args, model, device, evaluation.test)
         ranks.stop()
     return code
 
 
-def report(args, model, device):
+def report(args, model, device, test):
     """The end of a run: zero-shot on every task of the set, and where to go from here."""
     names = ["scenes", "scenes-colour", "scenes-heldout"] if args.data == "scenes" else [args.data]
-    for name in names if model.text is not None else []:
+    for name in names if model.text is not None and test is not None else []:
         source = sets.open_source(name, args.root, "test")
         result = zeroshot.evaluate(model, source, device)
         ranks.say(
@@ -414,7 +423,8 @@ def report(args, model, device):
     if model.text is not None and args.captioned_by == "class names":
         ranks.say(zeroshot.SEEN)
     path = os.path.join(args.out, loop.CHECKPOINT)
-    ranks.say(f"saved {path}; try: python zeroshot.py --checkpoint {path} --data {args.data}")
+    name = args.data if test is not None else "SET"
+    ranks.say(f"saved {path}; try: python zeroshot.py --checkpoint {path} --data {name}")
 
 
 if __name__ == "__main__":
