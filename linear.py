@@ -93,6 +93,8 @@ def main(argv=None):
     ranks.say(
         f"  fast path: features once, L-BFGS, weight decay {decay:g} chosen on a fifth of the training set"
     )
+    source = labelled(args.data, args.root, "test")
+    measure.record(args.checkpoint, "linear", source, f"L-BFGS, decay {decay:g}", "top1", result["top1"])
     ranks.stop()
     return 0
 

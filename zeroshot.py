@@ -135,6 +135,7 @@ def main(argv=None):
         f"  top-1 {result['top1']:.2f}%   top-5 {result['top5']:.2f}%   "
         f"mean per class {result['per_class']:.2f}%"
     )
+    measure.record(args.checkpoint, "zeroshot", source, f"{len(templates)} prompts", "top1", result["top1"])
     trained = (slip.read(args.checkpoint).get("run") or {}).get("args", {})
     if trained.get("data") == args.data and trained.get("captioned_by") == "class names":
         ranks.say(SEEN)
