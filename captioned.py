@@ -6,8 +6,9 @@ Paper: section 4 (YFCC15M, CC3M, CC12M). Where a picture has several captions on
     pairs.tsv, .csv, .jsonl -> Table      00000.tar, 00001.tar, ... -> Shards      x.jpg + x.txt -> Beside
     item i of each -> (PIL picture, caption or list of captions), read when it is asked for
 
-A table stays in its file, mapped; only the places of its lines are in memory: 8 bytes a row, which forked
-workers share. Not here: labelled sets (sets.py), drawing and cropping (data.py).
+A table stays in its file and a picture in its shard; only their places are in memory, 8 bytes for a row and
+48 for a shard's picture, which forked workers share. Not here: labelled sets (sets.py), drawing and cropping
+(data.py).
 """
 
 import csv
@@ -16,7 +17,9 @@ import io
 import json
 import os
 import re
+import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +30,13 @@ from data import SUFFIXES, Files, Source, Strings, read_picture
 
 PATH_COLUMNS = ("path", "filepath", "file_path", "image_path", "filename", "file_name", "file", "image")
 CAPTION_COLUMNS = ("caption", "captions", "title", "description", "text", "sentence", "raw_caption")
-TABLES, SPLITS = (".tsv", ".csv", ".jsonl"), {"train": ("train",), "test": ("test", "val")}
+TABLES = (".tsv", ".csv", ".jsonl")
 PIECE = 1 << 24  # bytes of a table that are looked at together
+PARSED = 1000  # rows, spread over a table, that are parsed when it is opened
+QUOTING = (",", ";")  # separators of a CSV, where a cell in quotes may hold separators and line breaks
 LAYOUTS = ("cc3m", "cc12m", "redcaps", "yfcc15m")  # <root>/<name>/<name>.tsv, or shards in <root>/<name>/
 NAMES = (*LAYOUTS, "coco", "flickr8k", "flickr30k", "sbu")
+PICKLED, REFUSED = (".npy", ".pkl"), "holds pickled objects, which can run code when opened: refused"
 
 
 def open_captioned(name, root, split):
@@ -38,6 +44,7 @@ def open_captioned(name, root, split):
 
     Raises ValueError or FileNotFoundError with one sentence.
     """
+    opened.cache_clear()  # a file of this name may be another one by now
     if name == "coco":
         return Source(name, open_coco(Path(root) / "coco", split))
     if name in NAMES and split == "test" and name not in LAYOUTS:
@@ -48,6 +55,8 @@ def open_captioned(name, root, split):
         return Source(name, open_library(name, Path(root) / name))
     if name.endswith((*TABLES, ".tar")) and split == "test":
         raise FileNotFoundError(f"{name} is one split, for training")
+    if name.endswith(PICKLED) and os.path.isfile(name):
+        raise ValueError(f"{name} {REFUSED}; write a table FILE.tsv with the columns path and caption")
     if name.endswith(TABLES):
         return Source(name, Table(name))
     if name.endswith(".tar"):
@@ -63,33 +72,52 @@ def open_captioned(name, root, split):
 # A table: path and caption in each row
 
 
-@functools.lru_cache(maxsize=8)
-def mapped(path):
-    return np.memmap(path, np.uint8, mode="r")
+@functools.lru_cache(maxsize=256)
+def opened(path):
+    """A file, closed when 256 others have been opened since: there are more shards than descriptors."""
+    return open(path, "rb", buffering=0)
 
 
-def line_ends(path, quoted):
-    """Where each row of a file ends, int64 [n]; with `quoted` a break between quotes belongs to its row."""
-    size, ends, odd = os.path.getsize(path), [], 0
-    for start in range(0, size, PIECE):  # read, not mapped: pages that were looked at once need not stay
+def read(path, begin, size):
+    """Bytes of a file, read by offset, so that forked workers may share it."""
+    return os.pread(opened(path).fileno(), size, begin)
+
+
+def scan(path, separator):
+    """Where each row of a file ends, int64 [n], and how many separators it has, int32 [n].
+
+    Between quotes neither counts in a CSV; an odd number of quotes is an error.
+    """
+    size, ends, counts, carry, odd = os.path.getsize(path), [], [], 0, 0
+    for start in range(0, size, PIECE):
         part = np.fromfile(path, np.uint8, PIECE, offset=start)
-        breaks = np.flatnonzero(part == 10)
-        if quoted:
-            quotes = np.flatnonzero(part == 34)
-            inside = (np.searchsorted(quotes, breaks) + odd) % 2
-            breaks, odd = breaks[inside == 0], (odd + len(quotes)) % 2
+        breaks = np.flatnonzero(part == ord("\n"))
+        separators = np.flatnonzero(part == ord(separator)) if separator else breaks[:0]
+        if separator in QUOTING:
+            quotes = np.flatnonzero(part == ord('"'))
+            breaks, separators = (
+                found[(np.searchsorted(quotes, found) + odd) % 2 == 0] for found in (breaks, separators)
+            )
+            odd = (odd + len(quotes)) % 2
+        before = np.searchsorted(separators, breaks)
         ends.append(breaks + start)
-    if part[-1] != 10:
+        counts.append(np.diff(before, prepend=-carry).astype(np.int32))
+        carry = len(separators) - before[-1] if len(breaks) else carry + len(separators)
+    if odd:
+        raise ValueError(f"{path}, row {sum(map(len, ends)) + 1}: a quote is opened and never closed")
+    if part[-1] != ord("\n"):
         ends.append([size])
-    return np.concatenate(ends).astype(np.int64)
+        counts.append([carry])
+    return np.concatenate(ends), np.concatenate(counts)
 
 
 class Table(Dataset):
     """A .tsv, .csv or .jsonl file with a picture's path and its caption or captions in each row.
 
     Separator and columns are found by looking at the first line: it names them, or, in a file of two
-    columns, is itself a path and a caption. Paths are relative to the table's folder. A JSON line holds the
-    same names; its caption may be a list.
+    columns, is itself a path and a caption. Paths are relative to the table's folder, and may lead into a
+    zip file, as YFCC's do: images/00/123.zip/456.jpg. A JSON line holds the same names; its caption may be a
+    list.
     """
 
     def __init__(self, path):
@@ -98,14 +126,18 @@ class Table(Dataset):
             raise FileNotFoundError(f"no table at {path}: expected a {', '.join(TABLES)} of path and caption")
         if os.path.getsize(path) == 0:
             raise ValueError(f"{path} is empty: expected a path and a caption in each row")
-        self.json, self.separator = self.path.endswith(".jsonl"), None
-        first = mapped(self.path)[: 1 << 20].tobytes().split(b"\n")[0].decode("utf-8-sig", "replace")
-        if not self.json:
-            self.separator = "\t" if "\t" in first or self.path.endswith(".tsv") else ","
-        self.ends = line_ends(self.path, quoted=self.separator == ",")
+        first = read(self.path, 0, 1 << 20).split(b"\n")[0].decode("utf-8-sig", "replace")
+        if "\0" in first:
+            raise ValueError(f"{self.path} is not text in UTF-8: expected a path and a caption in each row")
+        self.json = self.path.endswith(".jsonl")
+        self.separator = None if self.json else next((s for s in ("\t", *QUOTING) if s in first), "\t")
+        self.ends, counts = scan(self.path, self.separator)
+        while len(self.ends) > 1 and not self.text(len(self.ends) - 1).strip():  # blank lines at the end
+            self.ends, counts = self.ends[:-1], counts[:-1]
+        self.columns = int(counts[0]) + 1
         self.first = 0  # rows before the first picture: a head or none
         self.find_columns(first)
-        self.check_rows()
+        self.check_rows(counts)
 
     def find_columns(self, first):
         if self.json:
@@ -131,78 +163,91 @@ class Table(Dataset):
         if not self.json:
             self.path_column = names.index(paths[0])
             self.caption_columns = [names.index(n) for n in captions]
-            self.columns = len(names)
 
-    def check_rows(self):
+    def check_rows(self, separators):
         """Rows of the wrong width, and paths that lead nowhere, before anything is trained on."""
         if len(self) == 0:
             raise ValueError(f"{self.path} has a head and no rows")
-        looked = sorted({0, 1, 2, len(self) // 2, len(self) - 1} & set(range(len(self))))
-        missing = [p for p in (self.row(i)[0] for i in looked) if not os.path.exists(p)]
-        if len(missing) == len(looked):
+        other = np.flatnonzero(separators != self.columns - 1)
+        if len(other):
+            found = separators[other[0]] + 1
+            raise ValueError(f"{self.name_row(other[0])}: found {found} columns, expected {self.columns}")
+        looked = np.linspace(0, len(self) - 1, min(len(self), PARSED)).astype(int).tolist()
+        paths = [self.row(i)[0] for i in looked][:: -(-len(looked) // 20)]
+        missing = [path for path in paths if not os.path.exists(archive(path)[0] or path)]
+        if len(missing) == len(paths):
             raise FileNotFoundError(
-                f"{self.path}, line {self.first + 1}: no picture at {missing[0]}: "
-                "paths are relative to the table's folder"
+                f"{self.where(0)}: no picture at {missing[0]}: paths are relative to the table's folder"
             )
-        if self.separator == "\t":
-            self.check_width()
-
-    def check_width(self):
-        """Every line must have as many tabs as the first: counted, not parsed."""
-        begin, expected = 0, None
-        for rows in np.array_split(self.ends, -(-os.path.getsize(self.path) // PIECE)):
-            part = np.fromfile(self.path, np.uint8, rows[-1] - begin, offset=begin)
-            tabs = np.flatnonzero(part == 9) + begin
-            counts = np.diff(np.searchsorted(tabs, rows), prepend=0)
-            expected = counts[0] if expected is None else expected
-            wrong = np.flatnonzero(counts != expected)
-            if len(wrong):
-                line = int(np.searchsorted(self.ends, rows[wrong[0]])) + 1
-                raise ValueError(
-                    f"{self.path}, line {line}: found {counts[wrong[0]] + 1} columns, expected {expected + 1}"
-                )
-            begin = rows[-1]
 
     def __len__(self):
         return len(self.ends) - self.first
 
-    def parse(self, line):
-        """Line `line` of the file (from 0) as a list of cells or a JSON object."""
-        start = int(self.ends[line - 1]) + 1 if line else 0
-        text = mapped(self.path)[start : int(self.ends[line])].tobytes().decode("utf-8", "replace")
-        text = text.removesuffix("\r").removeprefix("\ufeff")
-        if self.separator == ",":
-            return next(csv.reader(io.StringIO(text, newline="")), [])
-        if self.separator:
-            return text.split("\t")
+    def name_row(self, row):
+        """Row `row` of the file (from 0) as errors name it: its line, but where a row may have several."""
+        return f"{self.path}, {'row' if self.separator in QUOTING else 'line'} {row + 1}"
+
+    def text(self, row):
+        start = int(self.ends[row - 1]) + 1 if row else 0
+        text = read(self.path, start, int(self.ends[row]) - start).decode("utf-8", "surrogateescape")
+        return text.removesuffix("\r").removeprefix("\ufeff")
+
+    def parse(self, row):
+        """Row `row` of the file (from 0) as a list of cells or a JSON object."""
+        text = self.text(row)
         try:
-            return json.loads(text)
+            if self.json:
+                return json.loads(text)
+            if self.separator == "\t":
+                return [unquoted(cell) for cell in text.split("\t")]
+            cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=self.separator))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{self.path}, line {line + 1}: not JSON ({error.msg})") from None
+            raise ValueError(f"{self.name_row(row)}: not JSON ({error.msg})") from None
+        except csv.Error as error:
+            raise ValueError(f"{self.name_row(row)}: not CSV ({error})") from None
+        if len(cells) != self.columns:  # quotes in the middle of a cell are letters, and hide no separator
+            raise ValueError(f"{self.name_row(row)}: found {len(cells)} columns, expected {self.columns}")
+        return cells
 
     def row(self, index):
         """-> (path, [captions])."""
-        row, line = self.parse(self.first + index), self.first + index + 1
+        row = self.parse(self.first + index)
         try:
             path, captions = row[self.path_column], [row[c] for c in self.caption_columns]
-        except (IndexError, KeyError, TypeError) as error:
-            found = list(row) if isinstance(row, dict) else len(row) if isinstance(row, list) else row
-            raise ValueError(f"{self.path}, line {line}: lacks a column ({error}), found {found}") from None
+        except (KeyError, TypeError) as error:
+            found = list(row) if isinstance(row, dict) else row
+            raise ValueError(f"{self.where(index)}: lacks a column ({error}), found {found}") from None
         captions = [c for entry in captions for c in (entry if isinstance(entry, list) else [entry])]
         captions = [c for c in captions if isinstance(c, str) and c.strip()] or [""]
         if not isinstance(path, str):
-            raise ValueError(f"{self.path}, line {line}: the path is {path!r}, expected a string")
+            raise ValueError(f"{self.where(index)}: the path is {path!r}, expected a string")
         return os.path.join(os.path.dirname(self.path), path), captions
 
     def __getitem__(self, index):
         path, captions = self.row(index)
-        return read_picture(path), captions
+        packed, inside = archive(path)
+        if packed is None:
+            return read_picture(path), captions
+        with zipfile.ZipFile(packed) as file:
+            return read_picture(io.BytesIO(file.read(inside))), captions
 
     def label(self, index):
         return self.row(index)[1]
 
     def where(self, index):
-        return f"{self.path} line {self.first + index + 1}"
+        return self.name_row(self.first + index)
+
+
+def unquoted(cell):
+    """A cell of a TSV that stands in quotes, as pandas writes those with a quote in them."""
+    whole = len(cell) > 1 and cell[0] == cell[-1] == '"'
+    return cell[1:-1].replace('""', '"') if whole else cell
+
+
+def archive(path):
+    """ "a.zip/b.jpg" -> ("a.zip", "b.jpg"); a path that leads into no zip file -> (None, path)."""
+    before, packed, inside = path.partition(".zip/")
+    return (f"{before}.zip", inside) if packed else (None, path)
 
 
 # Shards: tar files of key.jpg and key.txt (or the caption in key.json), as img2dataset writes them
@@ -240,49 +285,76 @@ class Shards(Dataset):
     """
 
     def __init__(self, paths):
-        self.paths = paths
-        keys, places, captions = [], [], 0
-        for shard, path in enumerate(paths):
-            before = len(places)
-            for key, parts in members(path).items():
-                if "picture" in parts:
-                    text, kind = parts.get("txt"), 0
-                    if text is None and "json" in parts:
-                        text, kind = parts["json"], 1
-                    captions += text is not None
-                    places.append((shard, kind, *parts["picture"], *(text or (0, -1))))
-                    keys.append(key)
-            if len(places) == before:
-                raise ValueError(f"{path} holds no pictures: expected KEY.jpg with KEY.txt or KEY.json each")
-        if not captions:
-            raise ValueError(f"{paths[0]}: no picture has a caption: expected KEY.txt or KEY.json each")
-        self.keys, self.places = Strings(keys), np.array(places, np.int64)  # shard, kind, 2 x (begin, size)
+        self.paths, found = paths, {}
+        # Ranks that start together each begin with other shards and find what the rest have noted.
+        for path in np.random.default_rng(os.getpid()).permutation(paths).tolist():
+            found[path] = places(path)
+            if sys.stderr.isatty():
+                end = "\n" if len(found) == len(paths) else ""
+                print(f"\rlooked through {len(found)} of {len(paths)} shards", end=end, file=sys.stderr)
+        self.shard = np.repeat(np.arange(len(paths)), [len(found[path]) for path in paths])
+        self.places = np.concatenate([found[path] for path in paths])  # [n, 5]
 
     def __len__(self):
         return len(self.places)
 
-    def read(self, shard, begin, size):
-        return os.pread(opened(self.paths[shard]), size, begin)
+    def read(self, index, begin, size):
+        return read(self.paths[self.shard[index]], begin, size)
 
     def __getitem__(self, index):
-        shard, _, begin, size = self.places[index][:4]
-        return read_picture(io.BytesIO(self.read(shard, int(begin), int(size)))), self.label(index)
+        begin, size, _, _, _ = self.places[index].tolist()
+        return read_picture(io.BytesIO(self.read(index, begin, size))), self.label(index)
 
     def label(self, index):
-        shard, kind, _, _, begin, size = map(int, self.places[index])
-        if size < 0:
-            return ""
-        text = self.read(shard, begin, size).decode("utf-8", "replace")
-        return (json.loads(text).get("caption") or "") if kind else text.strip()
+        _, _, begin, size, in_json = self.places[index].tolist()
+        text = self.read(index, begin, size).decode("utf-8", "surrogateescape")
+        if not in_json:
+            return text.strip()
+        try:
+            caption = json.loads(text)["caption"] or ""
+        except (json.JSONDecodeError, KeyError, TypeError):
+            caption = None
+        if not isinstance(caption, str):
+            raise ValueError(f"{self.where(index)}: expected its JSON to hold a string under 'caption'")
+        return caption
 
     def where(self, index):
-        return f"{self.paths[int(self.places[index][0])]} {self.keys[index]}"
+        """The shard and the name of the picture, which stands before it in the shard."""
+        header = self.read(index, int(self.places[index, 0]) - tarfile.BLOCKSIZE, 100)
+        return f"{self.paths[self.shard[index]]} {header.split(bytes(1))[0].decode('utf-8', 'replace')}"
 
 
-@functools.lru_cache(maxsize=512)
-def opened(path):
-    """A file descriptor that is read by offset, so that forked workers may share it."""
-    return os.open(path, os.O_RDONLY)
+def places(path):
+    """Where a shard's pictures and captions are, int64 [n, 5]: begin and size of the picture, of the caption,
+    and 1 if that is the JSON; a picture without caption is left out.
+
+    Noted in PATH.places, where that can be written: looking through a shard takes 140 microseconds a picture.
+    """
+    state, kept = os.stat(path), f"{path}.places"
+    stamp = np.array([[state.st_size, state.st_mtime_ns, 0, 0, 0]])
+    try:
+        table = np.load(kept, allow_pickle=False)
+        if np.array_equal(table[:1], stamp):
+            return table[1:]
+    except (OSError, ValueError, EOFError):
+        pass  # none, or torn
+    rows, pictures = [], 0
+    for parts in members(path).values():
+        pictures += "picture" in parts
+        text = next((kind for kind in ("txt", "json") if kind in parts), None)
+        if "picture" in parts and text:
+            rows.append((*parts["picture"], *parts[text], text == "json"))
+    if not rows:
+        found = f"{pictures} pictures, none with its caption" if pictures else "no pictures"
+        raise ValueError(f"{path} holds {found}: expected KEY.jpg with KEY.txt or KEY.json each")
+    rows = np.array(rows, np.int64)
+    try:
+        with open(f"{kept}.{os.getpid()}.tmp", "wb") as file:
+            np.save(file, np.concatenate([stamp, rows]), allow_pickle=False)
+        os.replace(file.name, kept)
+    except OSError:
+        pass  # a folder that cannot be written: looked through at each start
+    return rows
 
 
 def members(path):
@@ -354,12 +426,10 @@ def open_layout(name, folder, split):
     if split == "train" and (folder / "redcaps.json").is_file():
         return Source(name, open_redcaps(folder))
     columns = "path, title and description" if name == "yfcc15m" else "path and caption"
-    pickled = sorted([*folder.glob("*.npy"), *folder.glob("*.pkl")])
+    pickled = sorted(path for suffix in PICKLED for path in folder.glob(f"*{suffix}"))
     wanted = f"expected {folder}/{stem}.tsv with the columns {columns}, or shards {folder}/*.tar"
     if pickled:
-        raise ValueError(
-            f"{pickled[0]} holds pickled objects, which can run code when opened: refused; {wanted}"
-        )
+        raise ValueError(f"{pickled[0]} {REFUSED}; {wanted}")
     raise FileNotFoundError(f"no {name} for {split}: {wanted}")
 
 
@@ -419,6 +489,11 @@ def open_library(name, folder):
             "flickr30k": (sets.Flickr30k, folder / "results_20130124.token"),
         }[name]
         data = kind(folder / "images", captions)
+    except (ValueError, IndexError):  # torchvision's own words name neither the line nor the picture
+        bad = [n for n, line in enumerate(open(captions), 1) if line.strip().count("\t") != 1]
+        where = f"{captions}, line {bad[0]}: found no picture and caption with a tab between"
+        lost = f"a picture named in {captions} is not in {folder}/images"
+        raise ValueError(where if name == "flickr30k" else lost) from None
     except (RuntimeError, OSError) as error:
         raise FileNotFoundError(
             f"no {name} as torchvision reads it in {folder} ({str(error).splitlines()[0]}): expected images/ "

@@ -317,11 +317,17 @@ class Evaluation:
     """
 
     def __init__(self, args, model, device, held):
-        self.args, self.model, self.device, self.held = args, model, device, held
+        self.args, self.model, self.device, self.held, self.test = args, model, device, held, None
+        if held.classes is None and args.data not in sets.SCENES:  # captions have no classes to choose from
+            if model.text is not None:
+                ranks.say(
+                    f"{args.data} has captions: best.pt is chosen by the loss on {len(held):,} pictures held "
+                    "out, and there is no zero-shot column"
+                )
+            return
         try:
             self.test = sets.open_source(args.data, args.root, "test")
         except (ValueError, FileNotFoundError) as error:
-            self.test = None
             ranks.warn(f"no zero-shot column in the log: {error}")
 
     def __call__(self):

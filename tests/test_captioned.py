@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -66,6 +67,19 @@ def test_a_line_break_between_quotes_belongs_to_its_row(pictures, monkeypatch):
     check(sets.open_source(str(path)), captions)
 
 
+def test_blank_lines_at_the_end_semicolons_and_quotes_in_a_tsv_are_understood(pictures):
+    for text in ("path;text\n0.png;a\n1.png;b\n\n", 'path\ttext\r\n0.png\ta\r\n1.png\t"b"\r\n\r\n'):
+        (pictures / "pairs.csv").write_bytes(text.encode())
+        check(sets.open_source(str(pictures / "pairs.csv")), ["a", "b"])
+
+
+def test_a_path_may_lead_into_a_zip_file(pictures):
+    with zipfile.ZipFile(pictures / "123.zip", "w") as file:
+        file.write(pictures / "0.png", "456.png")
+    (pictures / "pairs.tsv").write_text("path\ttitle\n123.zip/456.png\ta\n")
+    check(sets.open_source(str(pictures / "pairs.tsv")), ["a"])
+
+
 def test_title_and_description_are_two_captions_and_an_empty_one_is_left_out(pictures):
     (pictures / "yfcc15m").mkdir()
     rows = ["path\ttitle\tdescription", "../0.png\tboat\ta boat at sea", "../1.png\t\tonly this"]
@@ -105,6 +119,41 @@ def shards(folder, pattern="{:05d}.tar", each=3, form="txt"):
 def test_shards_give_their_pictures_and_captions(pictures, pattern, form):
     captions = [c.strip() for c in CAPTIONS] if form == "txt" else CAPTIONS
     check(sets.open_source(f"{shards(pictures, form=form)}/{pattern}"), captions)
+
+
+def test_shards_are_looked_through_once_and_again_when_they_change(pictures, monkeypatch):
+    name, looked, members = f"{shards(pictures)}/*.tar", [], captioned.members
+    monkeypatch.setattr(captioned, "members", lambda path: looked.append(path) or members(path))
+    first, again = sets.open_source(name), sets.open_source(name)
+    assert len(looked) == 2 and np.array_equal(first.items.places, again.items.places)
+    assert again.where(4).endswith("00001.tar 0004.png")
+    (pictures / "00001.tar").write_bytes((pictures / "00000.tar").read_bytes() + bytes(512))
+    changed = sets.open_source(name)
+    assert len(looked) == 3 and changed[3][1] == CAPTIONS[0]
+    (pictures / "00000.tar.places").write_bytes(b"torn")
+    check(sets.open_source(f"{pictures}/00000.tar"), [c.strip() for c in CAPTIONS[:3]])
+
+
+def test_a_picture_without_caption_is_left_out_of_a_shard(pictures):
+    with tarfile.open(pictures / "some.tar", "w") as tar:
+        for name in ("1.png", "0.png"):
+            tar.add(pictures / name, name)
+        tar.add(table(pictures, "pairs.tsv"), "0.txt")
+    source = sets.open_source(f"{pictures}/some.tar")
+    assert len(source) == 1 and source[0][0].getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_there_may_be_more_shards_than_files_that_can_be_open(pictures):
+    resource = pytest.importorskip("resource", reason="this system has no limits to set")
+    shards(pictures)
+    for i in range(300):
+        (pictures / f"more-{i}.tar").symlink_to(pictures / "00000.tar")
+    source, limits = sets.open_source(f"{pictures}/more-*.tar"), resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (290, limits[1]))
+    try:
+        assert {source[i][1] for i in range(0, len(source), 3)} == {CAPTIONS[0]}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_shard_and_a_table_give_the_same_samples(pictures):
@@ -160,6 +209,16 @@ BAD = {  # file: (content, what the sentence says)
     "width.tsv": ("path\tcaption\n0.png\ta\n1.png\tb\tc\n", "line 3: found 3 columns, expected 2"),
     "nowhere.tsv": ("path\tcaption\nx/y.png\ta\n", r"line 2: no picture at .*x/y.png"),
     "short.jsonl": ('{"path": "0.png", "text": "a"}\n{"text": "b"}\n', "line 2: lacks a column .*path"),
+    "deep.jsonl": ('{"path": "0.png", "text": "a"}\n' * 400 + "{\n", "line 401: not JSON"),
+    "width.csv": (
+        "path,caption\n" + '0.png,"a, b"\n' * 5 + "1.png\n0.png,c\n",
+        "row 7: found 1 col.*expected 2",
+    ),
+    "quote.csv": ('path,caption\n0.png,"a\n1.png,b\n', "row 2: a quote is opened and never closed"),
+    "inner.csv": ('path,caption\n0.png,a "b, c" d\n', "row 2: found 3 columns, expected 2"),
+    "long.csv": (f'path,caption\n0.png,"{"a" * 140_000}"\n', "row 2: not CSV .field larger"),
+    "wide.tsv": ("path\tcaption\n".encode("utf-16"), "not text in UTF-8"),
+    "x.npy": (b"\x93NUMPY", "x.npy holds pickled objects"),
     "torn.tar": (b"\0" * 100, "not a whole tar|holds no pictures"),
 }
 
@@ -186,8 +245,25 @@ def test_shards_that_are_missing_empty_cut_or_bare_are_one_sentence(pictures):
         sets.open_source(f"{pictures}/empty.tar")
     with tarfile.open(pictures / "bare.tar", "w") as tar:
         tar.add(pictures / "0.png", "0.png")
-    with pytest.raises(ValueError, match="no picture has a caption"):
+    with pytest.raises(ValueError, match="bare.tar holds 1 pictures, none with its caption"):
         sets.open_source(f"{pictures}/bare.tar")
+
+
+def test_a_line_of_flickrs_captions_that_is_wrong_is_named(tmp_path):
+    (tmp_path / "flickr30k/images").mkdir(parents=True)
+    (tmp_path / "flickr30k/results_20130124.token").write_text("0.png#0\tone\n0.png#1 two\n")
+    with pytest.raises(ValueError, match="token, line 2: found no picture and caption"):
+        sets.open_source("flickr30k", tmp_path)
+
+
+def test_a_picture_of_flickr8k_that_is_missing_is_one_sentence(tmp_path):
+    (tmp_path / "flickr8k/images").mkdir(parents=True)
+    page = "<table><a>http://flickr/12/</a><li>one</li></table>"
+    (tmp_path / "flickr8k/Flickr_8k.html").write_text(page)
+    with pytest.raises(ValueError, match="a picture named in .*html is not in .*images"):
+        sets.open_source("flickr8k", tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "flickr8k/images/12_ab.jpg")
+    check(sets.open_source("flickr8k", tmp_path), [["one"]])
 
 
 @pytest.mark.parametrize("name", ["cc3m.npy", "yfcc15m.pkl"])
@@ -217,5 +293,5 @@ def test_rows_end_where_lines_end_also_across_the_pieces_that_are_read(tmp_path,
     rng = np.random.default_rng(0)
     lines = [b"x" * int(n) for n in rng.integers(0, 9, 1000)]
     (tmp_path / "lines").write_bytes(b"\n".join(lines))
-    ends = captioned.line_ends(str(tmp_path / "lines"), quoted=False)
+    ends = captioned.scan(str(tmp_path / "lines"), "\t")[0]
     assert np.array_equal(ends, np.cumsum([len(line) + 1 for line in lines]) - 1)
