@@ -16,6 +16,7 @@ from PIL import Image
 import captioned
 import data
 import sets
+import train
 
 CAPTIONS = ["a red, round cup", 'the "big" house', "naïve café\u2028", "猫 🏠", "plain", ""]
 
@@ -295,3 +296,36 @@ def test_rows_end_where_lines_end_also_across_the_pieces_that_are_read(tmp_path,
     (tmp_path / "lines").write_bytes(b"\n".join(lines))
     ends = captioned.scan(str(tmp_path / "lines"), "\t")[0]
     assert np.array_equal(ends, np.cumsum([len(line) + 1 for line in lines]) - 1)
+
+
+def test_training_by_table_by_shards_and_by_coco_gives_the_same_losses_without_a_zero_shot_column(
+    tmp_path, capsys
+):
+    """One order, one generator for each sample, one picture each: the logs are equal to the last digit."""
+    rng, rows = np.random.default_rng(0), []
+    pictures = tmp_path / "coco/train2017"
+    pictures.mkdir(parents=True)
+    (tmp_path / "coco/val2017").symlink_to(pictures)
+    with tarfile.open(tmp_path / "0.tar", "w") as first, tarfile.open(tmp_path / "1.tar", "w") as second:
+        for i in range(40):
+            Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(pictures / f"{i:02}.png")
+            (tmp_path / "text").write_text(f"thing {i}")
+            (first if i < 25 else second).add(pictures / f"{i:02}.png", f"{i:02}.png")
+            (first if i < 25 else second).add(tmp_path / "text", f"{i:02}.txt")
+            rows.append({"id": i, "image_id": i, "file_name": f"{i:02}.png", "caption": f"thing {i}"})
+    lines = [f"{pictures}/{row['file_name']}\t{row['caption']}\n" for row in rows]
+    (tmp_path / "pairs.tsv").write_text("".join(lines))
+    (tmp_path / "coco/annotations").mkdir()
+    for part in ("train2017", "val2017"):
+        table = json.dumps({"images": rows, "annotations": rows})
+        (tmp_path / f"coco/annotations/captions_{part}.json").write_text(table)
+    flags = "--model vit_tiny --image-size 16 --vocab train --batch-size 16 --max-steps 3 --workers 0".split()
+    logs = []
+    for name in (f"{tmp_path}/pairs.tsv", f"{tmp_path}/{{0..1}}.tar", "coco"):
+        out = tmp_path / f"run-{len(logs)}"
+        assert train.main([*flags, "--data", name, "--root", str(tmp_path), "--out", str(out)]) == 0
+        logs.append([{**row, "images_per_s": ""} for row in csv.DictReader(open(out / "log.csv"))])
+        assert (out / "best.pt").is_file()
+    assert logs[0] == logs[1] == logs[2] and all(row["zeroshot_top1"] == "" for row in logs[0])
+    said = capsys.readouterr()
+    assert "by the loss on 2 pictures held out" in said.out and "zero-shot" not in said.err
