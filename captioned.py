@@ -45,28 +45,33 @@ def open_captioned(name, root, split):
     Raises ValueError or FileNotFoundError with one sentence.
     """
     opened.cache_clear()  # a file of this name may be another one by now
+    here = Path(root) / name
     if name == "coco":
-        return Source(name, open_coco(Path(root) / "coco", split))
-    if name in NAMES and split == "test" and name not in LAYOUTS:
-        raise FileNotFoundError(f"{name} has no test split of its own here")
+        return Source(name, open_coco(here, split))
     if name in LAYOUTS:
-        return open_layout(name, Path(root) / name, split)
-    if name in NAMES:
-        return Source(name, open_library(name, Path(root) / name))
-    if name.endswith((*TABLES, ".tar")) and split == "test":
-        raise FileNotFoundError(f"{name} is one split, for training")
+        return open_layout(name, here, split)
     if name.endswith(PICKLED) and os.path.isfile(name):
         raise ValueError(f"{name} {REFUSED}; write a table FILE.tsv with the columns path and caption")
-    if name.endswith(TABLES):
-        return Source(name, Table(name))
-    if name.endswith(".tar"):
-        return Source(name, Shards(expand(name)))
-    for folder in (Path(root) / name, Path(name)):
-        if folder.is_dir() and any(folder.rglob("*.txt")) and not (folder / "train").is_dir():
-            if split == "test":
-                raise FileNotFoundError(f"{name} is one split, for training")
-            return Source(name, Beside(folder))
-    return None
+    if name in NAMES:
+        items = functools.partial(open_library, name, here)
+    elif name.endswith(TABLES):
+        items = functools.partial(Table, name)
+    elif name.endswith(".tar"):
+        items = functools.partial(Shards, name)
+    else:
+        folder = next((place for place in (here, Path(name)) if has_captions(place, split)), None)
+        if folder is None:
+            return None
+        items = functools.partial(Beside, folder)
+    if split == "test":
+        raise FileNotFoundError(f"{name} is one split, for training")
+    return Source(name, items())
+
+
+def has_captions(folder, split):
+    """Whether a folder is one of x.jpg and x.txt, and not one of class folders (sets.py)."""
+    classes = any((folder / part).is_dir() for part in ("train", split))
+    return folder.is_dir() and not classes and any(folder.rglob("*.txt"))
 
 
 # A table: path and caption in each row
@@ -116,8 +121,7 @@ class Table(Dataset):
 
     Separator and columns are found by looking at the first line: it names them, or, in a file of two
     columns, is itself a path and a caption. Paths are relative to the table's folder, and may lead into a
-    zip file, as YFCC's do: images/00/123.zip/456.jpg. A JSON line holds the same names; its caption may be a
-    list.
+    zip file: images/123.zip/456.jpg. A JSON line holds the same names; its caption may be a list.
     """
 
     def __init__(self, path):
@@ -140,12 +144,11 @@ class Table(Dataset):
         self.check_rows(counts)
 
     def find_columns(self, first):
+        row = self.parse(0)
         if self.json:
-            row = self.parse(0)
             names = list(row) if isinstance(row, dict) else []
         else:
-            row = self.parse(0)
-            names = [cell.strip().lower().lstrip("\ufeff") for cell in row]
+            names = [cell.strip().lower() for cell in row]
             if len(row) == 2 and row[0].lower().endswith(SUFFIXES):
                 self.path_column, self.caption_columns = 0, [1]
                 return
@@ -284,16 +287,17 @@ class Shards(Dataset):
     network disk in longer pieces, but its order depends on the workers.
     """
 
-    def __init__(self, paths):
-        self.paths, found = paths, {}
+    def __init__(self, pattern):
+        self.paths, found = expand(pattern), {}
         # Ranks that start together each begin with other shards and find what the rest have noted.
-        for path in np.random.default_rng(os.getpid()).permutation(paths).tolist():
+        for path in np.random.default_rng(os.getpid()).permutation(self.paths).tolist():
             found[path] = places(path)
             if sys.stderr.isatty():
-                end = "\n" if len(found) == len(paths) else ""
-                print(f"\rlooked through {len(found)} of {len(paths)} shards", end=end, file=sys.stderr)
-        self.shard = np.repeat(np.arange(len(paths)), [len(found[path]) for path in paths])
-        self.places = np.concatenate([found[path] for path in paths])  # [n, 5]
+                end = "\n" if len(found) == len(self.paths) else ""
+                print(f"\rlooked through {len(found)} of {len(self.paths)} shards", end=end, file=sys.stderr)
+        tables = [found[path] for path in self.paths]
+        self.shard = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+        self.places = np.concatenate(tables)  # [n, 5]
 
     def __len__(self):
         return len(self.places)
@@ -422,7 +426,7 @@ def open_layout(name, folder, split):
         if (folder / f"{stem}{suffix}").is_file():
             return Source(name, Table(folder / f"{stem}{suffix}"))
     if split == "train" and any(folder.glob("*.tar")):
-        return Source(name, Shards(expand(str(folder / "*.tar"))))
+        return Source(name, Shards(str(folder / "*.tar")))
     if split == "train" and (folder / "redcaps.json").is_file():
         return Source(name, open_redcaps(folder))
     columns = "path, title and description" if name == "yfcc15m" else "path and caption"
@@ -479,25 +483,25 @@ def open_redcaps(folder):
 
 def open_library(name, folder):
     """Flickr8k, Flickr30k and SBU as torchvision reads them; pictures stay closed."""
-    sets = torchvision.datasets
+    library, images = torchvision.datasets, folder / "images"
+    captions = folder / ("Flickr_8k.html" if name == "flickr8k" else "results_20130124.token")
     try:
         if name == "sbu":
-            data = sets.SBU(folder, download=False)
+            data = library.SBU(folder, download=False)
             return Files([str(folder / "dataset" / p) for p in data.photos], Strings(data.captions))
-        kind, captions = {
-            "flickr8k": (sets.Flickr8k, folder / "Flickr_8k.html"),
-            "flickr30k": (sets.Flickr30k, folder / "results_20130124.token"),
-        }[name]
-        data = kind(folder / "images", captions)
-    except (ValueError, IndexError):  # torchvision's own words name neither the line nor the picture
-        bad = [n for n, line in enumerate(open(captions), 1) if line.strip().count("\t") != 1]
-        where = f"{captions}, line {bad[0]}: found no picture and caption with a tab between"
-        lost = f"a picture named in {captions} is not in {folder}/images"
-        raise ValueError(where if name == "flickr30k" else lost) from None
+        data = (library.Flickr8k if name == "flickr8k" else library.Flickr30k)(images, captions)
+    except IndexError:  # Flickr8k's pictures are looked for by the beginnings of their names
+        raise ValueError(f"a picture named in {captions} is not in {images}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the captions of {name} in {folder} are not text in UTF-8 ({error})") from None
+    except ValueError:  # torchvision's own words do not name the line
+        with open(captions) as file:
+            bad = next(n for n, line in enumerate(file, 1) if line.strip().count("\t") != 1)
+        raise ValueError(f"{captions}, line {bad}: found no picture and caption with a tab between") from None
     except (RuntimeError, OSError) as error:
         raise FileNotFoundError(
             f"no {name} as torchvision reads it in {folder} ({str(error).splitlines()[0]}): expected images/ "
             "and Flickr_8k.html or results_20130124.token; for sbu what torchvision.datasets.SBU downloads"
         ) from None
-    paths = [os.path.join(folder / "images", path) for path in data.ids]
+    paths = [os.path.join(images, path) for path in data.ids]
     return Files(paths, Groups([data.annotations[i] for i in data.ids]))

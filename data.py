@@ -112,10 +112,8 @@ class Files(Dataset):
     """Pictures in files, with a label or caption each."""
 
     def __init__(self, paths, targets):
-        self.paths, self.targets = (
-            Strings(paths),
-            targets,
-        )  # targets[i]: a label, a caption or a list of captions
+        self.paths = Strings(paths)
+        self.targets = targets  # targets[i]: a label, a caption or a list of captions
 
     def __len__(self):
         return len(self.paths)

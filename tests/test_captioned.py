@@ -61,7 +61,7 @@ def test_a_table_gives_its_pictures_and_captions(pictures, name, head):
     check(sets.open_source(str(table(pictures, name, head))))
 
 
-def test_a_line_break_between_quotes_belongs_to_its_row(pictures, monkeypatch):
+def test_a_line_break_between_quotes_belongs_to_its_row(pictures):
     path, captions = pictures / "pairs.csv", ["one\nand two", 'a "quoted\n" one', "last"]
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows([["path", "caption"], *([f"{i}.png", c] for i, c in enumerate(captions))])
@@ -107,10 +107,8 @@ def shards(folder, pattern="{:05d}.tar", each=3, form="txt"):
                     (f"{i:04}.{form}", text.encode()),
                 ]:
                     entry = tarfile.TarInfo(name)
-                    entry.size, entry.mtime = (
-                        len(content),
-                        0.5,
-                    )  # a broken second: a pax header, as in practice
+                    entry.size = len(content)
+                    entry.mtime = 0.5  # a broken second: a pax header, as in practice
                     tar.addfile(entry, io.BytesIO(content))
     return folder
 
@@ -170,6 +168,14 @@ def test_a_caption_may_lie_beside_its_picture(pictures):
     for i in (0, 1):
         (pictures / f"{i}.txt").write_text(["first\n\nsecond", "only"][i])
     check(sets.open_source(pictures.name, pictures.parent), [["first", "second"], ["only"]])
+
+
+def test_a_text_in_a_folder_of_classes_makes_no_captions_of_it(pictures):
+    folder = pictures / "pets/test/dog"
+    folder.mkdir(parents=True)
+    (pictures / "0.png").rename(folder / "0.png")
+    (folder / "notes.txt").write_text("of the photographer")
+    assert sets.open_source("pets", pictures, "test").classes == ["dog"]
 
 
 def test_coco_gives_all_captions_of_a_picture(pictures):
@@ -254,6 +260,13 @@ def test_a_line_of_flickrs_captions_that_is_wrong_is_named(tmp_path):
     (tmp_path / "flickr30k/images").mkdir(parents=True)
     (tmp_path / "flickr30k/results_20130124.token").write_text("0.png#0\tone\n0.png#1 two\n")
     with pytest.raises(ValueError, match="token, line 2: found no picture and caption"):
+        sets.open_source("flickr30k", tmp_path)
+
+
+def test_captions_of_flickr_that_are_not_utf8_are_one_sentence(tmp_path):
+    (tmp_path / "flickr30k/images").mkdir(parents=True)
+    (tmp_path / "flickr30k/results_20130124.token").write_bytes(b"0.png#0\tcaf\xe9\n")
+    with pytest.raises(ValueError, match="not text in UTF-8"):
         sets.open_source("flickr30k", tmp_path)
 
 
