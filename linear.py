@@ -81,10 +81,11 @@ def main(argv=None):
     try:
         device = ranks.start(args.device)
         model = slip.load(args.checkpoint).to(device)
-        train, test = (labelled(args.data, args.root, split).classes for split in ("train", "test"))
-        if train is None or train != test:
+        train, test = (labelled(args.data, args.root, split) for split in ("train", "test"))
+        if train.classes is None or train.classes != test.classes:
             raise ValueError(
-                f"{args.data} has other classes for training ({train}) than for testing ({test})"
+                f"{args.data} has other classes for training ({train.classes}) than for testing "
+                f"({test.classes})"
             )
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -93,8 +94,7 @@ def main(argv=None):
     ranks.say(
         f"  fast path: features once, L-BFGS, weight decay {decay:g} chosen on a fifth of the training set"
     )
-    source = labelled(args.data, args.root, "test")
-    measure.record(args.checkpoint, "linear", source, f"L-BFGS, decay {decay:g}", "top1", result["top1"])
+    measure.record(args.checkpoint, "linear", test, f"L-BFGS, decay {decay:g}", "top1", result["top1"])
     ranks.stop()
     return 0
 

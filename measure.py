@@ -67,15 +67,23 @@ def record(checkpoint, task, source, how, metric, value):
     if ranks.rank():
         return
     path = os.path.join(os.path.dirname(checkpoint), RESULTS)
+    date = time.strftime("%Y-%m-%d %H:%M:%S")
+    values = (date, os.path.basename(checkpoint), task, source.name, how, metric, f"{value:.4f}", len(source))
+    row = dict(zip(COLUMNS, (*values, len(source.classes or [])), strict=True))
+    try:
+        append(path, row)
+    except OSError as error:
+        ranks.warn(f"the result is not noted, {path} cannot be written ({error})")
+
+
+def append(path, row):
+    """A row more in a CSV of COLUMNS, written whole to a temporary name and renamed."""
     rows = []
     if os.path.exists(path):
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-    date = time.strftime("%Y-%m-%d %H:%M:%S")
-    values = (date, os.path.basename(checkpoint), task, source.name, how, metric, f"{value:.4f}", len(source))
-    rows.append(dict(zip(COLUMNS, (*values, len(source.classes or [])))))
     with open(f"{path}.tmp", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows([*rows, row])
     os.replace(f"{path}.tmp", path)

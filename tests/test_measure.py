@@ -21,3 +21,9 @@ def test_each_result_is_one_row_more_and_the_earlier_ones_stay(tmp_path):
         ("checkpoint.pt", "pets", "3", "2")
     }
     assert [path.name for path in tmp_path.iterdir()] == [measure.RESULTS]  # nothing temporary is left
+
+
+def test_a_folder_that_cannot_be_written_costs_the_row_and_not_the_result(tmp_path, capsys):
+    source = data.Source("pets", data.Arrays([], []), ["cat", "dog"])
+    measure.record(str(tmp_path / "gone/checkpoint.pt"), "zeroshot", source, "4 prompts", "top1", 12.5)
+    assert "the result is not noted" in capsys.readouterr().err
