@@ -141,7 +141,7 @@ def guarded(work):
         elif ranks.world() > 1:
             sentence = f"a rank is gone ({reason}): the same line again goes on from the last checkpoint"
             print(f"\n{sentence}", file=sys.stderr, flush=True)
-            os._exit(1)  # what is left of the process group may abort, or wait, on the usual way out
+            ranks.leave(1)  # what is left of the process group may wait on the usual way out
         else:
             raise
         code = 1

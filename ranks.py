@@ -63,8 +63,8 @@ def stop():
 def leave(code=0):
     """End the process with an exit code; call it last.
 
-    One of many ranks ends at once: gloo's threads may still hold tensors, and one exit in a thousand was
-    aborted when the interpreter was taken down under them.
+    One of many ranks ends at once: gloo's threads may still hold tensors, and an exit was once aborted,
+    it seems because the interpreter was taken down under them.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.stdout.flush()

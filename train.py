@@ -9,8 +9,8 @@ torchrun --nproc_per_node=8 train.py --data imagenet  # the same on eight GPUs: 
 import argparse
 import math
 import os
+from pathlib import Path
 
-import numpy as np
 import torch
 
 import data
@@ -96,8 +96,8 @@ def arguments():
     pictures.add_argument(
         "--data",
         default="scenes",
-        help="scenes (built in), imagenet or another labelled set, coco, cc3m, cc12m, redcaps, "
-        "yfcc15m, flickr8k, flickr30k, sbu, a table FILE.tsv, .csv or .jsonl of path and caption, "
+        help="scenes (built in), imagenet, fashionmnist, cifar10, cifar100, coco, cc3m, cc12m, "
+        "redcaps, yfcc15m, flickr8k, flickr30k, sbu, a table FILE.tsv, .csv or .jsonl of path and caption, "
         "shards as '{00000..00331}.tar', or a folder under --root with train/<class name>/, or with x.jpg "
         "and x.txt (default: %(default)s)",
     )
@@ -191,19 +191,14 @@ def make_tokenizer(vocab, source, optional):
 def learn_vocabulary(source):
     """A tokenizer whose merges are learned on the captions of a source, or its class names in templates."""
     if source.classes is None:
-        some = np.linspace(0, len(source) - 1, min(len(source), 1_000_000)).astype(int)  # enough for any word
-        targets = [source.label(int(i)) for i in some]
+        step = -(-len(source) // 1_000_000)  # of a larger set at most a million, spread over it
+        targets = [source.label(i) for i in range(0, len(source), step)]
         return Tokenizer.train([c for t in targets for c in ([t] if isinstance(t, str) else t)])
     names = [n for entry in source.classes for n in ([entry] if isinstance(entry, str) else entry)]
     templates = data.tasks.captions(source.name)
     return Tokenizer.train(
         [template.format(name) for template in templates for name in names for _ in range(2)]
     )
-
-
-def run_name(data_name):
-    """The set's part of a run folder's name: of a table or of shards their own name without its folder."""
-    return os.path.splitext(os.path.basename(data_name))[0] or data_name.strip("/")
 
 
 def set_up(args):
@@ -216,7 +211,7 @@ def set_up(args):
             setattr(args, name, value)
     check(args)
     language, partner = slip.METHODS[args.method]
-    args.out = args.out or os.path.join("runs", f"{run_name(args.data)}-{args.method}")
+    args.out = args.out or os.path.join("runs", f"{Path(args.data).stem}-{args.method}")
     device = ranks.start(args.device)
     whole = sets.open_source(args.data, args.root, "train")
     kept, held = data.holdout(len(whole), args.seed)
