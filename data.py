@@ -216,13 +216,13 @@ class Views(Dataset):
         sample = {"skipped": []}
         if self.language:
             rng = np.random.default_rng((self.seed, epoch, index))
-            picture, target = self.readable(self.captioned, index, rng, sample["skipped"])
+            picture, target = readable(self.captioned, index, rng, sample["skipped"])
             sample["caption"] = self.caption(target, rng)
             self.add_view(sample, "images", picture, rng, self.clip_strong)
         if self.pair is not None:
             rng = np.random.default_rng((self.seed, other[0], other[1], 1))
             if self.other is not None or not self.language:
-                picture, _ = self.readable(self.other or self.captioned, other[1], rng, sample["skipped"])
+                picture, _ = readable(self.other or self.captioned, other[1], rng, sample["skipped"])
             for name, strong in zip(("view1", "view2"), self.pair):
                 self.add_view(sample, name, picture, rng, strong)
         return sample
@@ -241,18 +241,49 @@ class Views(Dataset):
         name = name if isinstance(name, str) else name[rng.integers(len(name))]
         return self.templates[rng.integers(len(self.templates))].format(name)
 
-    def readable(self, source, index, rng, skipped):
-        """The item, or, if its picture is bad, another one drawn from the sample's own generator."""
-        for _ in range(20):
-            try:
-                return source[index]
-            except Exception as error:  # damaged files break Pillow in every way there is
-                reason = f"{type(error).__name__}: {error}".replace("\n", " ")[:100]
-                skipped.append(f"{source.where(index)}\t{reason}")
-                index = int(rng.integers(len(source)))
-        raise ValueError(
-            f"20 pictures in a row cannot be read, the last is {skipped[-1]}: is this the right folder?"
-        )
+
+def readable(source, index, rng, skipped):
+    """The item, or, if its picture is bad, another one drawn from the sample's own generator."""
+    for _ in range(20):
+        try:
+            return source[index]
+        except Exception as error:  # damaged files break Pillow in every way there is
+            reason = f"{type(error).__name__}: {error}".replace("\n", " ")[:100]
+            skipped.append(f"{source.where(index)}\t{reason}")
+            index = int(rng.integers(len(source)))
+    raise ValueError(
+        f"20 pictures in a row cannot be read, the last is {skipped[-1]}: is this the right folder?"
+    )
+
+
+class LabelledViews(Dataset):
+    """Training samples of a labelled source: a random crop of at least the share `crop` of the picture,
+    mirrored one time in two, then `transform`; with its label.
+
+    `transform`: uint8 [3, S, S] -> a tensor of that shape, uint8 or normalised float; it may draw from
+    torch's generator, which is set from (seed, epoch, index).
+    """
+
+    def __init__(self, source, image_size, seed, crop, transform=None):
+        self.source, self.image_size, self.seed = source, image_size, seed
+        self.crop, self.transform = crop, transform
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, key):
+        (epoch, index), _ = key
+        rng, skipped = np.random.default_rng((self.seed, epoch, index)), []
+        picture, label = readable(self.source, index, rng, skipped)
+        box = augment.crop_box(rng, *picture.size, (self.crop, 1.0))
+        image = augment.crop(picture, box, self.image_size)  # uint8 [3, S, S]
+        if rng.random() < 0.5:
+            image = image.flip(2)
+        if self.transform is not None:
+            with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
+                torch.default_generator.manual_seed(int(rng.integers(2**63)))
+                image = self.transform(image)
+        return {"images": image, "labels": label, "skipped": skipped}
 
 
 def collate(samples):

@@ -184,15 +184,15 @@ class Signals:
             signal.signal(number, handler)
 
 
-def chunk_rows(model, rows, device):
+def chunk_rows(model, rows, device, views=3):
     """(rows of a chunk, whether activations must be made again): what fits the device, and on a CPU its
-    cache.
+    cache. `views`: how many of a row go through the image tower.
 
     A block keeps about 34 numbers of a token's width for the backward pass (its own arithmetic: qkv,
     attention, MLP). On a CPU, chunks of 16, 8 and 4 pictures of ViT-S/16 took 3.24, 3.46 and 3.81 times one
     view's time for a whole step (bench.py): 3,200 tokens is enough, and cuts the batch into equal parts.
     """
-    tower, views = unwrapped(model).visual, 3
+    tower = unwrapped(model).visual
     tokens = tower.positions.shape[1]
     bytes_each = tokens * tower.width * len(tower.blocks) * 34 * (2 if device.type == "cuda" else 4) * views
     if device.type == "cuda":
@@ -201,6 +201,22 @@ def chunk_rows(model, rows, device):
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     chunks = math.ceil(rows * tokens / 3200)
     return math.ceil(rows / min(rows, chunks)), rows * bytes_each > 0.4 * memory
+
+
+def plan_chunks(args, model, device, views=3):
+    """Set `micro_batch` and `recompute`: what fits the device, unless a smaller chunk was asked for to save
+    memory. Returns the words for it.
+    """
+    share = len(ranks.mine(range(args.batch_size)))
+    rows, args.recompute = chunk_rows(model, share, device, views)
+    if args.micro_batch and args.micro_batch >= share:
+        ranks.warn(f"--micro-batch {args.micro_batch} holds a rank's whole share of {share}: leave it out")
+    elif args.micro_batch:
+        args.recompute = args.recompute or args.micro_batch < rows
+    args.micro_batch = min(args.micro_batch or rows, share)
+    chunks = -(-share // args.micro_batch)
+    again = ", activations made again in the backward pass" if args.recompute else ""
+    return f"batch {args.batch_size} = {ranks.world()} ranks x {chunks} chunks of {args.micro_batch}{again}"
 
 
 def spell(seconds):

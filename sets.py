@@ -44,6 +44,19 @@ def open_source(name, root="data", split="train"):
     )
 
 
+def labelled(name, root="data"):
+    """(train, test) of a labelled set; "scenes" are labelled by the kind of thing. Raises as open_source."""
+    name = "scenes-kind" if name == "scenes" else name
+    train, test = (open_source(name, root, split) for split in ("train", "test"))
+    if train.classes is None:
+        raise ValueError(f"{name} has captions, no classes: type a labelled set")
+    if train.classes != test.classes:
+        raise ValueError(
+            f"{name} has other classes for training ({train.classes}) than for testing ({test.classes})"
+        )
+    return train, test
+
+
 SCENES = {
     "scenes": "kind",
     "scenes-kind": "kind",

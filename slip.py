@@ -93,6 +93,23 @@ def build(name):
     return SLIP(configure(method.lower(), PUBLISHED[size]))
 
 
+def in_chunks(tower, batch, micro_batch=None, recompute=False, random=False):
+    """Apply `tower`, a dict of rows -> {name: features [b, ...]}, to a batch in chunks of `micro_batch` rows.
+
+    Under `recompute` only the features of a chunk are kept; its activations are made again in the backward
+    pass: the gradient is that of the whole batch, exactly. `random`: the tower draws (drop path), and must
+    draw the same when it runs again.
+    """
+    rows, parts = len(next(iter(batch.values()))), []
+    for start in range(0, rows, micro_batch or rows):
+        chunk = {name: value[start : start + (micro_batch or rows)] for name, value in batch.items()}
+        if recompute and torch.is_grad_enabled():
+            parts.append(checkpoint(tower, chunk, use_reentrant=False, preserve_rng_state=random))
+        else:
+            parts.append(tower(chunk))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
 class SLIP(nn.Module):
     """The towers and heads of a Config; parts which its method has no use for are None."""
 
@@ -133,24 +150,11 @@ class SLIP(nn.Module):
             raise ValueError(f"a {self.config.method} model was trained without captions: it has no {what}")
 
     def forward(self, batch, prepare, micro_batch=None, recompute=False):
-        """A batch (a dict of rows on the device) -> {name: features [B, ...]}, in chunks of `micro_batch`
-        rows.
+        """A batch (a dict of rows on the device) -> {name: features [B, ...]}, in chunks (in_chunks).
 
-        `prepare` turns a chunk of the host's uint8 crops into normalised views. Under `recompute` only the
-        features of a chunk are kept; its activations are made again in the backward pass: the gradient is
-        that of the whole batch, exactly.
+        `prepare` turns a chunk of the host's uint8 crops into normalised views.
         """
-        rows = len(next(iter(batch.values())))
-        parts = []
-        for start in range(0, rows, micro_batch or rows):
-            chunk = {name: value[start : start + (micro_batch or rows)] for name, value in batch.items()}
-            if recompute and torch.is_grad_enabled():
-                parts.append(
-                    checkpoint(self.towers, chunk, prepare, use_reentrant=False, preserve_rng_state=False)
-                )
-            else:
-                parts.append(self.towers(chunk, prepare))
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return in_chunks(lambda chunk: self.towers(chunk, prepare), batch, micro_batch, recompute)
 
     def towers(self, chunk, prepare):
         """One chunk through every tower which the method has."""
@@ -227,6 +231,11 @@ def load(path):
     state = read(path)
     ours = "format" in state
     config, weights = (parse_config(state, path), state["weights"]) if ours else rename_published(state, path)
+    if "head.weight" in weights:
+        raise ValueError(
+            f"{path} is a classifier, not a model of pictures and captions: give the checkpoint "
+            f"it was made from; finetune.py --evaluate tests a fine-tuned one"
+        )
     with torch.device("meta"):  # nothing is drawn only to be overwritten
         model = SLIP(config)
     check_names(

@@ -257,24 +257,9 @@ def set_up(args):
     return device, model.to(device), state, views, held
 
 
-def plan_chunks(args, model, device):
-    """Set `micro_batch` and `recompute`: what fits the device, unless a smaller chunk was asked for to save
-    memory.
-    """
-    share = len(ranks.mine(range(args.batch_size)))
-    rows, args.recompute = loop.chunk_rows(model, share, device)
-    if args.micro_batch and args.micro_batch >= share:
-        ranks.warn(f"--micro-batch {args.micro_batch} holds a rank's whole share of {share}: leave it out")
-    elif args.micro_batch:
-        args.recompute = args.recompute or args.micro_batch < rows
-    args.micro_batch = min(args.micro_batch or rows, share)
-
-
-def announce(args, model, device, views, state, test):
+def announce(args, model, device, views, state, test, batch):
     """What was resolved, and what chance looks like."""
     b = args.batch_size
-    share = len(ranks.mine(range(b)))
-    chunks = -(-share // args.micro_batch)
     ranks.say(
         f"{args.method} {args.model}: {count_parameters(model):,} parameters, "
         f"{args.image_size} px, patch {args.patch}"
@@ -284,10 +269,8 @@ def announce(args, model, device, views, state, test):
         f"{args.data}: {len(views.other or views.captioned):,} pictures{captions}; "
         f"{args.epoch_steps} steps an epoch"
     )
-    again = ", activations made again in the backward pass" if args.recompute else ""
     ranks.say(
-        f"batch {b} = {ranks.world()} ranks x {chunks} chunks of {args.micro_batch}{again}; "
-        f"{args.steps} steps, lr {args.lr:g}, wd {args.wd:g}; "
+        f"{batch}; {args.steps} steps, lr {args.lr:g}, wd {args.wd:g}; "
         f"{device}, {ranks.precision(device, args.precision)}"
     )
     chance = []
@@ -361,9 +344,9 @@ def main(argv=None):
         device, model, state, views, held = set_up(args)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    plan_chunks(args, model, device)
+    batch = loop.plan_chunks(args, model, device)
     evaluation = Evaluation(args, model, device, held)
-    announce(args, model, device, views, state, evaluation.test)
+    announce(args, model, device, views, state, evaluation.test, batch)
     if args.compile:
         model.visual.compile()
     optimizer = torch.optim.AdamW(
