@@ -189,11 +189,7 @@ def arguments():
     add("--evaluate", action="store_true", help="only test a fine-tuned checkpoint")
     for name, (kind, told) in FLAGS.items():
         add(f"--{name.replace('_', '-')}", type=kind, help=told)
-    add(
-        "--lr",
-        type=float,
-        help="peak learning rate of the head (default: the recipe's, times the share of its batch)",
-    )
+    add("--lr", type=float, help="peak rate of the head (default: the recipe's, in proportion to the batch)")
     add("--max-steps", type=int, help="end, and the cosine with it, after so many steps")
     add("--clip-grad", type=float, help="largest norm of the gradient (default: no limit)")
     add("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
@@ -207,27 +203,18 @@ def arguments():
 
 def check(args, pictures):
     """Values that no set or model could make right."""
-    for name in (
-        "epochs",
-        "max_steps",
-        "batch_size",
-        "micro_batch",
-        "save_every",
-        "lr",
-        "layer_decay",
-        "image_size",
-    ):
+    for name in "epochs max_steps batch_size micro_batch save_every lr layer_decay image_size crop".split():
         if getattr(args, name) is not None and getattr(args, name) <= 0:
             raise ValueError(f"found --{name.replace('_', '-')} {getattr(args, name)}, expected more than 0")
-    for name in ("drop_path", "smoothing", "erasing", "crop"):
+    for name in "drop_path smoothing erasing crop".split():
         if not 0 <= getattr(args, name) <= 1:
             raise ValueError(f"found --{name.replace('_', '-')} {getattr(args, name)}, expected 0 to 1")
-    if (
-        min(args.workers, args.seed, args.wd, args.mixup, args.cutmix, args.warmup_epochs, args.randaugment)
-        < 0
-    ):
+    for name in "workers seed wd mixup cutmix warmup_epochs randaugment".split():
+        if getattr(args, name) < 0:
+            raise ValueError(f"found --{name.replace('_', '-')} {getattr(args, name)}, expected 0 or more")
+    if args.test_resize < 1:
         raise ValueError(
-            "--workers, --seed, --wd, --mixup, --cutmix, --warmup-epochs, --randaugment cannot be negative"
+            f"found --test-resize {args.test_resize}, expected 1 or more: a centre crop must fit"
         )
     if not ranks.world() <= args.batch_size <= pictures:
         raise ValueError(
@@ -296,11 +283,14 @@ def main(argv=None):
         return data.loader(views, sampler, args.workers, pin=device.type == "cuda")
 
     def after_epoch():
-        held_top1, top1 = (
-            evaluate(model, source, device, args.test_resize, args.workers)["top1"] if len(source) else None
-            for source in (held, test)
-        )
-        return {"held_top1": held_top1, "top1": top1}, held_top1
+        parts = {"held_top1": held, "top1": test}
+        if not len(held):  # of fewer than 20 pictures nothing is held out, and no best.pt chosen
+            del parts["held_top1"]
+        found = {
+            name: evaluate(model, source, device, args.test_resize, args.workers)["top1"]
+            for name, source in parts.items()
+        }
+        return found, found.get("held_top1")
 
     def work():
         rows.extend(loop.fit(
@@ -321,12 +311,14 @@ def main(argv=None):
 
 def report(args, rows, test):
     """Last and best on the test split, printed and in results.csv beside the source checkpoint."""
-    best = max(rows, key=lambda row: row["held_top1"] or 0)  # the first of equals, as best.pt
-    for word, row in (("last", rows[-1]), ("best on the held-out part", best)):
+    told = [("last", rows[-1])]
+    if rows[-1]["held_top1"] != "":
+        told.append(("best on the held-out part", max(rows, key=lambda row: row["held_top1"])))  # as best.pt
+    for word, row in told:
         ranks.say(f"{args.data}: fine-tuned top-1 {row['top1']:.2f}%, {word}, after epoch {row['epoch']}")
         how = f"{word}, epoch {row['epoch']}, {row['step']} steps, lr {args.lr:g}, batch {args.batch_size}"
         measure.record(args.checkpoint, "finetune", test, how, "top1", row["top1"])
-    ranks.say(f"saved {os.path.join(args.out, loop.CHECKPOINT)} and {loop.BEST}")
+    ranks.say(f"saved {os.path.join(args.out, loop.CHECKPOINT)}")
 
 
 def test_only(parser, args):

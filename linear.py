@@ -215,7 +215,7 @@ def main(argv=None):
         result, how = rows[-1], f"SGD, {args.epochs} epochs of crops, batch {args.batch_size}, lr {args.lr:g}"
     else:
         result, decay = evaluate(model, args.data, args.root, device, args.workers)
-        how = f"L-BFGS on features extracted once, weight decay {decay:g} of a validation part"
+        how = f"L-BFGS on features extracted once, weight decay {decay:g} chosen on a fifth"
     ranks.say(f"{args.data}: linear top-1 {result['top1']:.2f}%, mean per class {result['per_class']:.2f}%")
     ranks.say(f"  {args.recipe} path: {how}")
     measure.record(args.checkpoint, "linear", test, how, "top1", result["top1"])

@@ -1,5 +1,5 @@
-"""The linear probe: on features that a plane separates and on noise, L-BFGS at its minimum, an encoder left
-as it was, and the command on a tiny checkpoint.
+"""The linear probe: on features that a plane separates and on noise, L-BFGS at its minimum, the paper's SGD
+against it, an encoder left as it was, and the command on a tiny checkpoint.
 
     pytest tests/test_linear.py
 """
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 
 import data
 import linear
+import loop
+import measure
 import sets
 import slip
 
@@ -119,13 +121,85 @@ def test_colour_is_read_off_even_an_untrained_tower():
     assert result["top1"] > 20  # chance is 12.5
 
 
+# The paper's path
+
+
+def sgd(tmp_path, *flags):
+    """The command on "scenes-colour" with the paper's path: 120 pictures, batches of 30."""
+    flags = ["--data", "scenes-colour", "--recipe", "sgd", "--batch-size", "30", "--device", "cpu", *flags]
+    return linear.main(["--checkpoint", str(tmp_path / "m.pt"), *flags])
+
+
+def test_a_head_starts_small():
+    head = linear.Head(slip.Config(), 500, 400).head
+    assert head.weight.std().item() == pytest.approx(0.01, rel=0.02) and not head.bias.any()
+
+
+def test_the_rate_is_a_cosine_of_the_epoch():
+    rates = [linear.cosine_by_epoch(step, 3, 4, 0.4) for step in range(12)]
+    halves = [0.4, 0.2 * (1 + 0.5**0.5), 0.2, 0.2 * (1 - 0.5**0.5)]
+    assert rates == pytest.approx([rate for rate in halves for _ in range(3)])
+
+
+def test_the_first_rate_is_a_tenth_of_the_batch_over_256(tmp_path, capsys):
+    slip.save(tmp_path / "m.pt", tiny("simclr"))
+    sgd(tmp_path, "--epochs", "1")
+    page = capsys.readouterr().out
+    assert "sgd path: SGD, 1 epochs of crops, batch 30, lr 0.0117188" in page  # 0.1 x 30 / 256
+    assert "linear,scenes-colour,SGD, 1" in (tmp_path / measure.RESULTS).read_text().replace('"', "")
+
+
+def test_sgd_comes_near_the_fast_path_and_leaves_the_encoder_bit_for_bit(tmp_path):
+    slip.save(tmp_path / "m.pt", tiny("simclr"))
+    sets_of = sets.labelled("scenes-colour")
+    model = slip.load(tmp_path / "m.pt")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    args = linear.arguments().parse_args(["--checkpoint", str(tmp_path / "m.pt"), "--recipe", "sgd"])
+    args.data, args.batch_size, args.epochs, args.lr = "scenes-colour", 30, 25, 0.2
+    head, state = linear.set_up_sgd(args, model, sets_of[0])
+    rows = linear.sgd(args, model, *sets_of, head, state, CPU)
+    fast, _ = linear.evaluate(model, "scenes-colour", "data", CPU)
+    assert rows[-1]["top1"] > max(25, fast["top1"] - 15)  # 60 test pictures, chance 12.5: two deviations
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert "branch.head.1.running_mean" in before and all(p.grad is None for p in model.parameters())
+
+
+def test_the_test_view_is_a_short_side_of_256_for_a_centre_of_224(tmp_path, monkeypatch):
+    slip.save(tmp_path / "m.pt", tiny("simclr"))
+    extract, seen = linear.extract, []
+    monkeypatch.setattr(linear, "extract", lambda *args: seen.append(args[-1]) or extract(*args))
+    sgd(tmp_path, "--epochs", "1")
+    assert seen == [37]  # 32 x 256 / 224 = 36.6
+
+
+def test_a_stopped_probe_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    slip.save(tmp_path / "m.pt", tiny("simclr"))
+    sgd(tmp_path, "--epochs", "3", "--out", str(tmp_path / "whole"))
+    save = loop.save
+
+    def stop_after_five(out, model, run):
+        save(out, model, run)
+        if run["step"] == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "save", stop_after_five)
+    flags = ["--epochs", "3", "--save-every", "1", "--out", str(tmp_path / "broken")]
+    with pytest.raises(KeyboardInterrupt):
+        sgd(tmp_path, *flags)
+    monkeypatch.setattr(loop, "save", save)
+    sgd(tmp_path, *flags)
+    whole, broken = (slip.read(tmp_path / name / loop.CHECKPOINT)["weights"] for name in ("whole", "broken"))
+    assert torch.equal(whole["head.weight"], broken["head.weight"]) and whole["head.weight"].shape == (8, 128)
+
+
 @pytest.mark.parametrize("method", ["clip", "simclr"])
 def test_the_command_tells_accuracy_and_decay(tmp_path, capsys, method):
     slip.save(tmp_path / "m.pt", tiny(method))
     assert linear.main(["--checkpoint", str(tmp_path / "m.pt"), "--device", "cpu"]) == 0
     page = capsys.readouterr().out
     assert 0 <= float(re.search(r"scenes: linear top-1 ([\d.]+)%", page)[1]) <= 100
-    assert float(re.search(r"weight decay (\S+) chosen", page)[1]) in linear.DECAYS
+    assert float(re.search(r"fast path: L-BFGS .* weight decay (\S+) chosen", page)[1]) in linear.DECAYS
+    assert 'linear,scenes-kind,"L-BFGS' in (tmp_path / measure.RESULTS).read_text()
 
 
 @pytest.mark.parametrize(
@@ -135,6 +209,11 @@ def test_the_command_tells_accuracy_and_decay(tmp_path, capsys, method):
         ("--checkpoint m.pt --data nothere", "unknown --data 'nothere'"),
         ("--checkpoint m.pt --data cifar10", "no CIFAR10 under"),
         ("--checkpoint m.pt --device tpu", "unknown --device 'tpu'"),
+        (
+            "--checkpoint m.pt --recipe sgd",
+            "found --epochs 90 --batch-size 1024 --seed 0, expected 1 or more, 1",
+        ),
+        ("--checkpoint m.pt --recipe sgd --batch-size 60 --epochs 0", "found --epochs 0"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_2(tmp_path, monkeypatch, capsys, flags, sentence):

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+import finetune
 import recipe
 import slip
 import train
@@ -113,3 +114,75 @@ def test_decay_shrinks_matrices_alone(model):
     optimizer.step()
     for name, p in model.named_parameters():  # without gradient AdamW multiplies by 1 - lr x decay
         torch.testing.assert_close(p.detach(), before[name] * (0.95 if p.ndim >= 2 else 1.0))
+
+
+# Fine-tuning and linear classification
+
+
+@pytest.mark.parametrize(
+    "size, drop_path, layer_decay, epochs, warmup",
+    [
+        ("vit_s16", 0.0, 0.65, 100, 20),
+        ("vit_b16", 0.1, 0.65, 100, 20),
+        ("vit_l16", 0.1, 0.75, 50, 5),
+    ],
+)
+def test_fine_tuning_on_imagenet_is_the_papers(size, drop_path, layer_decay, epochs, warmup):
+    values = recipe.finetune(size, "imagenet")
+    assert (values["drop_path"], values["layer_decay"]) == (drop_path, layer_decay)
+    assert (values["epochs"], values["warmup_epochs"]) == (epochs, warmup)
+    assert (values["lr"], values["batch_size"], values["wd"]) == (4e-3, 1024, 0.05)
+    assert (values["mixup"], values["cutmix"], values["smoothing"]) == (0.8, 1, 0.1)
+    assert (values["randaugment"], values["erasing"], values["crop"]) == (9, 0.25, 0.08)
+    assert recipe.FINETUNE_END_LR == 1e-6
+
+
+def test_linear_classification_is_the_papers():
+    values = recipe.LINEAR
+    assert (values["epochs"], values["batch_size"], values["momentum"], values["crop"]) == (
+        90,
+        1024,
+        0.9,
+        0.08,
+    )
+    assert values["lr"] * 1024 / values["lr_batch"] == pytest.approx(0.4)
+    assert round(224 * values["test_resize"]) == 256
+
+
+@pytest.mark.parametrize("name", [*recipe.FINETUNE_SETS, "imagenet", "a folder"])
+def test_every_value_of_fine_tuning_belongs_to_a_flag_that_is_left_out_by_default(name):
+    values, flags = (
+        recipe.finetune("vit_b16", name),
+        vars(finetune.arguments().parse_args(["--checkpoint", "f"])),
+    )
+    assert values.keys() == {*finetune.FLAGS, "lr"} and all(flags[flag] is None for flag in values)
+
+
+def layers(decay=0.5, wd=0.05):
+    model = finetune.Classifier(slip.configure("clip", "vit_tiny"), ["a", "b"])
+    groups = recipe.layer_groups(model, 4, wd, decay)
+    names = {id(p): name for name, p in model.named_parameters()}
+    return model, groups, {names[id(p)]: group for group in groups for p in group["params"]}
+
+
+def test_a_layers_rate_is_a_power_of_the_decay():
+    _, _, group_of = layers(decay=0.5)
+    expected = {"class_token": 2**-5, "positions": 2**-5, "patch_embed.projection.weight": 2**-5}
+    expected |= {f"blocks.{i}.mlp.0.bias": 2.0 ** (i - 4) for i in range(4)}  # block 3 is one below the head
+    expected |= {"norm.weight": 1.0, "norm.bias": 1.0}
+    assert {name: group_of[f"visual.{name}"]["lr_scale"] for name in expected} == expected
+    assert group_of["head.weight"]["lr_scale"] == group_of["head.bias"]["lr_scale"] == 1.0
+
+
+def test_layer_groups_hold_each_parameter_once():
+    model, groups, _ = layers()
+    found = [id(p) for group in groups for p in group["params"]]
+    assert sorted(found) == sorted(id(p) for p in model.parameters())
+    assert len({(group["lr_scale"], group["weight_decay"]) for group in groups}) == len(groups) == 12
+
+
+def test_fine_tuning_decays_matrices_alone():
+    model, _, group_of = layers()
+    for name, parameter in model.named_parameters():
+        spared = parameter.ndim < 2 or name in ("visual.class_token", "visual.positions")
+        assert group_of[name]["weight_decay"] == (0.0 if spared else 0.05)
