@@ -253,6 +253,15 @@ def test_a_stopped_run_goes_on_bit_for_bit(colours, monkeypatch):
     assert not torch.equal(whole["visual.class_token"], weights("m.pt")["visual.class_token"])
 
 
+def test_of_few_pictures_none_is_held_out_and_no_best_is_told(colours, capsys):
+    for picture in colours.glob("data/colours/train/*/*.png"):
+        if int(picture.stem) > 3:
+            picture.unlink()
+    run("--max-steps", "1")  # 16 pictures
+    page = capsys.readouterr().out
+    assert "top-1" in page and "best" not in page and not (colours / "finetune-colours/best.pt").exists()
+
+
 def test_the_learning_rate_is_in_proportion_to_the_batch(colours, capsys):
     run("--max-steps", "1", "--batch-size", "32")
     assert ", lr 0.001, " in capsys.readouterr().out  # 2e-3 at 64
