@@ -80,10 +80,9 @@ def extract(model, source, device, workers=0, resize=None):
     return result
 
 
-def evaluate(model, name, root, device, workers=0):
-    """Fast linear probe of a model on the set `name`: ({"top1", ...}, decay)."""
+def evaluate(model, train, test, device, workers=0):
+    """Fast linear probe of a model on both splits of a labelled set: ({"top1", ...}, decay)."""
     model.eval()
-    train, test = sets.labelled(name, root)
     features = [extract(model, source, device, workers) for source in (train, test)]
     return probe(*features[0], *features[1], len(train.classes))
 
@@ -214,7 +213,7 @@ def main(argv=None):
             return code
         result, how = rows[-1], f"SGD, {args.epochs} epochs of crops, batch {args.batch_size}, lr {args.lr:g}"
     else:
-        result, decay = evaluate(model, args.data, args.root, device, args.workers)
+        result, decay = evaluate(model, train, test, device, args.workers)
         how = f"L-BFGS on features extracted once, weight decay {decay:g} chosen on a fifth"
     ranks.say(f"{args.data}: linear top-1 {result['top1']:.2f}%, mean per class {result['per_class']:.2f}%")
     ranks.say(f"  {args.recipe} path: {how}")

@@ -70,7 +70,7 @@ def measure(name, out, root):
         source = sets.open_source(task, root, "test")
         results[f"zero-shot {task}"] = zeroshot.evaluate(model, source, device)["top1"]
     for task in probes:
-        results[f"linear {task}"] = linear.evaluate(model, task, root, device)[0]["top1"]
+        results[f"linear {task}"] = linear.evaluate(model, *sets.labelled(task, root), device)[0]["top1"]
     with open(os.path.join(out, "results.json.tmp"), "w") as file:
         json.dump(results, file)
     os.replace(os.path.join(out, "results.json.tmp"), os.path.join(out, "results.json"))

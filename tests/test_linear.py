@@ -97,7 +97,7 @@ def test_the_encoder_is_left_bit_for_bit_as_it_was(method):
     with torch.no_grad():  # statistics that are not the initial ones
         model.branch({name: torch.randn(16, 128) for name in ("features1", "features2")})
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    linear.evaluate(model, "scenes-colour", "data", CPU)
+    linear.evaluate(model, *sets.labelled("scenes-colour"), CPU)
     assert "branch.head.1.running_mean" in before
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
@@ -106,7 +106,7 @@ def test_the_encoder_is_left_bit_for_bit_as_it_was(method):
 def test_the_probe_sees_the_towers_feature_before_any_projection(monkeypatch):
     model, seen = tiny("slip").eval(), []
     monkeypatch.setattr(linear, "probe", lambda *parts: seen.extend(parts) or ({}, 0))
-    linear.evaluate(model, "scenes", "data", CPU)
+    linear.evaluate(model, *sets.labelled("scenes"), CPU)
     train, train_labels, test, test_labels, classes = seen
     assert (train.shape, test.shape, classes) == ((120, 128), (60, 128), 12)
     source = sets.open_source("scenes-kind", split="test")
@@ -117,7 +117,7 @@ def test_the_probe_sees_the_towers_feature_before_any_projection(monkeypatch):
 
 
 def test_colour_is_read_off_even_an_untrained_tower():
-    result, _ = linear.evaluate(tiny("simclr"), "scenes-colour", "data", CPU)
+    result, _ = linear.evaluate(tiny("simclr"), *sets.labelled("scenes-colour"), CPU)
     assert result["top1"] > 20  # chance is 12.5
 
 
@@ -158,7 +158,7 @@ def test_sgd_comes_near_the_fast_path_and_leaves_the_encoder_bit_for_bit(tmp_pat
     args.data, args.batch_size, args.epochs, args.lr = "scenes-colour", 30, 25, 0.2
     head, state = linear.set_up_sgd(args, model, sets_of[0])
     rows = linear.sgd(args, model, *sets_of, head, state, CPU)
-    fast, _ = linear.evaluate(model, "scenes-colour", "data", CPU)
+    fast, _ = linear.evaluate(model, *sets.labelled("scenes-colour"), CPU)
     assert rows[-1]["top1"] > max(25, fast["top1"] - 15)  # 60 test pictures, chance 12.5: two deviations
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert "branch.head.1.running_mean" in before and all(p.grad is None for p in model.parameters())
