@@ -7,7 +7,7 @@ Paper: section 3 and implementation details; the strong pair is SimCLR's (Chen e
                           uint8 [B, 3, 224, 224], parameters [B, 13] --strong--> float [B, 3, 224, 224]
 
 All is drawn from the caller's `np.random.default_rng((seed, epoch, index))`: a view is a function of these.
-Not here: opening pictures and seeding (data.py), masks of patches (selfsup.py), mixup (finetune.py).
+Not here: opening pictures and seeding (data.py), what is made of the views (selfsup.py), mixup (finetune.py).
 
     python augment.py [IMAGE] --out views.png    # the views of a picture, side by side; 4 s
 """
@@ -92,13 +92,15 @@ class Strong:
     min_scale: float = 0.08
     flip_p: float = 0.5
     sigma: tuple = (0.1, 2.0)  # of the blur, in pixels of a 224-pixel view
+    masked: float = 0.0  # share of the patches that the tower does not see (block_mask)
 
 
 SIMCLR = Strong()  # SLIP's: SimCLR with the strengths of MoCo v2 (arXiv 2003.04297), half of SimCLR's own
 BYOL_1 = Strong(saturation=0.2, blur_p=1.0)  # BYOL (arXiv 2006.07733, appendix B): the two views differ
 BYOL_2 = Strong(saturation=0.2, blur_p=0.1, solarise_p=0.2)
 MOCOV3_1, MOCOV3_2 = BYOL_1, BYOL_2  # MoCo v3 (arXiv 2104.02057) takes them over
-BEIT = Strong(hue=0.0, jitter_p=1.0, grayscale_p=0.0, blur_p=0.0)  # BEiT (arXiv 2106.08254): little colour
+# BEiT (arXiv 2106.08254): little colour, hidden patches
+BEIT = Strong(hue=0.0, jitter_p=1.0, grayscale_p=0.0, blur_p=0.0, masked=0.4)
 
 # The parameters of a strong view; first to fourth say which of JITTER is done when, by its index.
 COLUMNS = ("flip", "jitter", "brightness", "contrast", "saturation", "hue")
@@ -118,6 +120,24 @@ def draw(rng, recipe):
     flip, jitter = u[10] < recipe.flip_p, u[11] < recipe.jitter_p
     gray, solarise = u[12] < recipe.grayscale_p, u[13] < recipe.solarise_p
     return np.array([flip, jitter, *factors, turn, *order, gray, sigma, solarise], dtype=np.float32)
+
+
+def block_mask(rng, side, share):
+    """Which patches are hidden, in blocks (BEiT, algorithm 1) -> bool [side * side], exactly the share True.
+
+    A block has 16 patches or more of 14 x 14 (as many in proportion of another grid), its aspect is 0.3 to
+    1 / 0.3; one that would hide too many is drawn again.
+    """
+    mask, wanted = np.zeros((side, side), bool), round(share * side * side)
+    while left := wanted - int(mask.sum()):
+        area = rng.uniform(min(left, side * side * 16 / 196), left)
+        aspect = 0.3 ** rng.uniform(-1, 1)
+        height, width = (min(side, max(1, round(math.sqrt(area * a)))) for a in (aspect, 1 / aspect))
+        top, start = rng.integers(side - height + 1), rng.integers(side - width + 1)
+        block = mask[top : top + height, start : start + width]
+        if block.size - block.sum() <= left:
+            block[:] = True
+    return mask.flatten()
 
 
 # On the device: x is float [B, 3, H, W] in [0, 1], a factor is [B], one for each image
@@ -206,6 +226,12 @@ def normalise(images):
     return standardise(unit(images))
 
 
+def denormalise(x):
+    """Normalised pictures [B, 3, H, W] -> [0, 1]."""
+    mean, std = (torch.tensor(value, device=x.device).view(3, 1, 1) for value in (MEAN, STD))
+    return (x * std + mean).clamp(0, 1)
+
+
 JITTER = (brightness, contrast, saturation, hue)
 
 
@@ -277,8 +303,7 @@ def main(argv=None):
         light, *pair = [crop(picture, crop_box(rng, *picture.size, scale), 224) for scale in scales]
         rows.append(normalise(torch.stack([evaluation_view(picture, 224), light])))
         rows.append(strong(torch.stack(pair), np.stack([draw(rng, SIMCLR) for _ in pair])))
-    sheet = torch.cat(rows) * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
-    save_image(make_grid(sheet, nrow=4, pad_value=1.0), out)
+    save_image(make_grid(denormalise(torch.cat(rows)), nrow=4, pad_value=1.0), out)
     print("columns: the picture as evaluation sees it, CLIP's light crop, a pair of SimCLR's strong views")
     print(f"rows: four draws from seed {args.seed}. Saved as {out}")
 

@@ -23,7 +23,12 @@ import tasks
 
 BAD_SHARE = 0.05  # more unreadable pictures than this is an error
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-PAIRS = {"simclr": (augment.SIMCLR, augment.SIMCLR)}  # partner -> its two strong views
+PAIRS = {  # self-supervised partner -> its strong views
+    "simclr": (augment.SIMCLR, augment.SIMCLR),
+    "mocov3": (augment.MOCOV3_1, augment.MOCOV3_2),
+    "byol": (augment.BYOL_1, augment.BYOL_2),
+    "beit": (augment.BEIT,),
+}
 
 
 @dataclass
@@ -194,21 +199,24 @@ class Batches:
 
 
 class Views(Dataset):
-    """Training samples: a light crop with its caption, and the two strong crops of the same or of another
+    """Training samples: a light crop with its caption, and the strong crops of the same or of another
     picture.
 
-    `captioned` and `other` are Sources, `other` None if both losses see the same picture. `clip_pair`: the
+    `captioned` and `other` are Sources, `other` None if both losses see the same picture. `clip_strong`: the
     recipe of a strong view for the language loss (the ablation "CLIP + augmentation"), None for the light
-    crop. `pair`: None without self-supervision.
+    crop; `clip_views`: how many of them. `pair`: None without self-supervision. `patch`: side of a patch in
+    pixels, for what hides some.
     """
 
     def __init__(
-        self, captioned, other, *, image_size, seed, light_crop, strong_crop, language, pair, clip_strong=None
-    ):
+        self, captioned, other, *, image_size, seed, light_crop, strong_crop, language, pair, patch=None,
+        clip_strong=None, clip_views=1,
+    ):  # fmt: skip
         self.captioned, self.other = captioned, other
-        self.image_size, self.seed = image_size, seed
+        self.image_size, self.patch, self.seed = image_size, patch, seed
         self.light_crop, self.strong_crop = light_crop, strong_crop
-        self.language, self.pair, self.clip_strong = language, pair, clip_strong
+        self.language, self.pair = language, pair
+        self.clip_strong, self.clip_views = clip_strong, clip_views
         self.templates = tasks.captions(captioned.name)
 
     def __getitem__(self, key):
@@ -218,7 +226,8 @@ class Views(Dataset):
             rng = np.random.default_rng((self.seed, epoch, index))
             picture, target = readable(self.captioned, index, rng, sample["skipped"])
             sample["caption"] = self.caption(target, rng)
-            self.add_view(sample, "images", picture, rng, self.clip_strong)
+            for name in ("images", "images2")[: self.clip_views]:
+                self.add_view(sample, name, picture, rng, self.clip_strong)
         if self.pair is not None:
             rng = np.random.default_rng((self.seed, other[0], other[1], 1))
             if self.other is not None or not self.language:
@@ -233,6 +242,9 @@ class Views(Dataset):
         sample[name] = augment.crop(picture, box, self.image_size)  # uint8 [3, S, S]
         if strong is not None:
             sample[f"{name}_params"] = augment.draw(rng, strong)
+            if strong.masked:
+                grid = self.image_size // self.patch
+                sample[f"{name}_mask"] = augment.block_mask(rng, grid, strong.masked)  # [N]
 
     def caption(self, target, rng):
         if self.captioned.classes is None:

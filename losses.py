@@ -18,8 +18,12 @@ import torch
 import torch.nn.functional as F
 
 
+def full_precision(x):
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
 def normalised(*embeds):
-    return [F.normalize(embed.float() if embed.dtype.itemsize < 4 else embed, dim=-1) for embed in embeds]
+    return [F.normalize(full_precision(embed), dim=-1) for embed in embeds]
 
 
 def info_nce(image_embed, text_embed, logit_scale):

@@ -18,7 +18,6 @@ PAPER = dict(
     batch_size=4096,
     warmup_epochs=1.0,
     ssl_scale=1.0,
-    ssl_temp=0.1,
     light_crop=0.5,  # smallest share of the picture in CLIP's crop
     strong_crop=0.08,  # and in a self-supervised view
     vocab="clip",
@@ -30,6 +29,8 @@ METHOD = {  # method: lr, wd at batch 4096
     "clip": dict(lr=5e-4, wd=0.5),
     "simclr": dict(lr=3.2e-3, wd=0.1),
 }
+for partner in ("mocov3", "byol", "beit"):  # whose values are not published: those of SimCLR
+    METHOD |= {f"slip-{partner}": METHOD["slip"], partner: METHOD["simclr"]}
 # What a set changes. The small ones are ours, for two CPU cores.
 SCENES = ("scenes", "scenes-kind", "scenes-colour", "scenes-texture")
 SMALL = dict(model="vit_tiny", batch_size=64, vocab="train", lr=1e-3, wd=0.1, workers=0)

@@ -29,9 +29,15 @@ from vit import SIZES, ViT, count_parameters
 
 FORMAT = "slip-1"
 METHODS = {  # method: (has the language loss, self-supervised partner)
+    "slip": (True, "simclr"),
     "clip": (True, None),
     "simclr": (False, "simclr"),
-    "slip": (True, "simclr"),
+    "slip-mocov3": (True, "mocov3"),
+    "slip-byol": (True, "byol"),
+    "slip-beit": (True, "beit"),
+    "mocov3": (False, "mocov3"),
+    "byol": (False, "byol"),
+    "beit": (False, "beit"),
 }
 PUBLISHED = {
     "VITS16": "vit_s16",
@@ -76,6 +82,8 @@ def configure(method, model, **changes):
     settings = {"patch": SIZES[model]["patch"], "image_size": 32 if model == "vit_tiny" else 224} | TEXT.get(
         model, {}
     )
+    partner = METHODS[method][1]
+    settings |= BRANCHES[partner].settings if partner else {}
     settings |= {name: value for name, value in changes.items() if value is not None}
     return Config(method=method, model=model, **settings)
 
@@ -131,9 +139,7 @@ class SLIP(nn.Module):
             )
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # the logarithm of the scale
         if partner:
-            self.branch = BRANCHES[partner](
-                self.visual.width, config.ssl_hidden, config.ssl_out, config.ssl_temp
-            )
+            self.branch = BRANCHES[partner](self.visual, config.ssl_hidden, config.ssl_out, config.ssl_temp)
 
     def encode_image(self, images):
         """Normalised images [B, 3, H, W] -> embeddings [B, E], not of unit length."""
@@ -162,6 +168,8 @@ class SLIP(nn.Module):
         if self.text is not None:
             features["image_features"] = self.visual(chunk["images"])  # [b, D]
             features["text_features"] = self.text(chunk["tokens"])  # [b, D]
+            if "images2" in chunk:  # the ablation of two views for the language loss
+                features["image_features2"] = self.visual(chunk["images2"])  # [b, D]
         if self.branch is not None:
             features |= self.branch.look(self.visual, chunk)  # [b, D] each
         return features
@@ -244,7 +252,6 @@ def load(path):
         path,
     )
     model.load_state_dict(weights, assign=True)
-    model.requires_grad_(True)
     if ours and state["tokenizer"]:
         model.tokenizer = Tokenizer.from_state(state["tokenizer"])
     elif not ours and model.text is not None:

@@ -7,6 +7,7 @@ torchrun --nproc_per_node=8 train.py --data imagenet  # the same on eight GPUs: 
 """
 
 import argparse
+import dataclasses
 import math
 import os
 from pathlib import Path
@@ -21,6 +22,7 @@ import sets
 import slip
 import zeroshot
 from losses import info_nce
+from selfsup import VisualTokenizer
 from text import Tokenizer
 from vit import SIZES, count_parameters
 
@@ -40,6 +42,9 @@ def objective(model, features, ssl_scale):
         text_embed = features["text_features"] @ model.text_projection  # [B, E]: f_t W_t
         scale = model.logit_scale.exp()  # the learned temperature is its inverse
         clip_loss, clip_acc = info_nce(image_embed, text_embed, scale)
+        if "image_features2" in features:  # --clip-views 2
+            second, _ = info_nce(features["image_features2"] @ model.image_projection, text_embed, scale)
+            clip_loss = (clip_loss + second) / 2
         loss = clip_loss
         stats |= dict(clip_loss=clip_loss, clip_acc=100 * clip_acc, logit_scale=scale)
     if model.branch is not None:
@@ -91,7 +96,18 @@ def arguments():
     what.add_argument("--patch", type=int, help="side of a patch, pixels (default: the model's)")
     what.add_argument("--vocab", help="train: merges learned on the captions; clip: CLIP's; or CLIP's file")
     what.add_argument("--ssl-scale", type=float, help="weight of the self-supervised loss (the paper: 1)")
-    what.add_argument("--ssl-temp", type=float, help="temperature of NT-Xent (the paper: 0.1)")
+    what.add_argument("--ssl-temp", type=float, help="temperature of its softmax (SimCLR: 0.1, MoCo v3: 0.2)")
+    what.add_argument(
+        "--freeze-patches",
+        action="store_true",
+        help="the patch embedding stays as drawn, as MoCo v3 can have it",
+    )
+    what.add_argument(
+        "--visual-tokenizer",
+        metavar="FILE",
+        help="BEiT's visual tokens from a TorchScript encoder of pictures in [0, 1] -> logits [b, K, h, w] "
+        "(default: k-means over patches). The file is a program: take it only from whom you trust",
+    )
     pictures = parser.add_argument_group("on what")
     pictures.add_argument(
         "--data",
@@ -110,6 +126,12 @@ def arguments():
         choices=["light", "simclr"],
         default="light",
         help="the language loss's view: the light crop, or SimCLR's strong view",
+    )
+    pictures.add_argument(
+        "--clip-views", type=int, choices=[1, 2], default=1, help="views in the language loss (default: 1)"
+    )
+    pictures.add_argument(
+        "--ssl-data", metavar="NAME", help="draw the self-supervised pictures from this set (SLIP-decoupled)"
     )
     pictures.add_argument(
         "--light-crop", type=float, help="smallest share of the picture in a light crop (the paper: 0.5)"
@@ -164,6 +186,13 @@ def check(args):
             raise ValueError(f"found --{name.replace('_', '-')} {value}, expected more than 0")
     if args.batch_size < 2:
         raise ValueError(f"found --batch-size {args.batch_size}: a contrastive loss compares, type 2 or more")
+    language, partner = slip.METHODS[args.method]
+    if args.visual_tokenizer and partner != "beit":
+        raise ValueError(f"--visual-tokenizer is BEiT's: type --method slip-beit, not {args.method}")
+    if args.ssl_data and not (language and partner):
+        raise ValueError(f"--ssl-data is for two losses: type --method slip, not {args.method}")
+    if (args.clip_views > 1 or args.clip_aug != "light") and not language:
+        raise ValueError(f"--clip-views and --clip-aug are the language loss's: {args.method} has none")
     if args.workers < 0 or args.seed < 0 or args.wd < 0 or args.ssl_scale < 0:
         raise ValueError("--workers, --seed, --wd and --ssl-scale cannot be negative")
     for name in ("light_crop", "strong_crop"):
@@ -224,7 +253,10 @@ def set_up(args):
             )
         captioned = data.part(source, data.permutation(len(source), args.seed, 0)[: args.captions])
         other = source
-    smallest = min(len(captioned), len(source))
+    if args.ssl_data:
+        other = sets.open_source(args.ssl_data, args.root, "train")
+        other = data.part(other, data.holdout(len(other), args.seed)[0])  # the same set has the same held out
+    smallest = min(len(captioned), len(source if other is None else other))
     if args.batch_size > smallest:
         raise ValueError(
             f"found --batch-size {args.batch_size}, there are {smallest} pictures: type {smallest} or less"
@@ -238,11 +270,16 @@ def set_up(args):
         args.method, args.model, image_size=args.image_size, patch=args.patch, ssl_temp=args.ssl_temp,
         vocab_size=tokenizer.vocab_size if tokenizer else None,
     )  # fmt: skip
-    args.image_size, args.patch = config.image_size, config.patch
+    encoder = None
+    if args.visual_tokenizer:
+        encoder = VisualTokenizer(args.visual_tokenizer, config.image_size, config.patch)
+        config = dataclasses.replace(config, ssl_out=encoder.size)
+    args.image_size, args.patch, args.ssl_temp = config.image_size, config.patch, config.ssl_temp
     args.captioned_by = "captions" if captioned.classes is None else "class names"
     torch.manual_seed(args.seed)
     model = slip.build(config)
     model.tokenizer = tokenizer
+    model.visual.patch_embed.requires_grad_(not args.freeze_patches)
     args.epoch_steps = len(source) // args.batch_size
     args.steps = args.max_steps or args.epochs * args.epoch_steps
     state = loop.resume(args.out, vars(args), FREE | {"recompute"})
@@ -252,9 +289,19 @@ def set_up(args):
     clip_strong = data.augment.SIMCLR if args.clip_aug == "simclr" else None
     views = data.Views(
         captioned, other, image_size=args.image_size, seed=args.seed, light_crop=args.light_crop,
-        strong_crop=args.strong_crop, language=language, pair=pair, clip_strong=clip_strong,
+        strong_crop=args.strong_crop, language=language, pair=pair, patch=args.patch,
+        clip_strong=clip_strong, clip_views=args.clip_views,
     )  # fmt: skip
+    if model.branch is not None:
+        model.branch.begin(lambda: some_views(views), encoder)
     return device, model.to(device), state, views, held
+
+
+def some_views(views, most=1000):
+    """Normalised strong crops of at most so many pictures [n, 3, S, S], their colours as they are."""
+    source = views.captioned if views.other is None else views.other
+    keys = [((0, i), (0, i)) for i in range(0, len(source), -(-len(source) // most))]
+    return data.augment.normalise(torch.stack([views[key]["view1"] for key in keys]))
 
 
 def announce(args, model, device, views, state, test, batch):
@@ -277,15 +324,14 @@ def announce(args, model, device, views, state, test, batch):
     if model.text is not None:
         chance.append(f"clip_loss {math.log(b):.2f} = log {b}, clip_acc {100 / b:.2f}%")
     if model.branch is not None:
-        chance.append(
-            f"ssl_loss {math.log(2 * b - 1):.2f} = log {2 * b - 1}, ssl_acc {100 / (2 * b - 1):.2f}%"
-        )
+        ssl_loss, ssl_acc, formula = model.branch.chance(b)
+        chance.append(f"ssl_loss {ssl_loss:.2f} = {formula}, ssl_acc {100 * ssl_acc:.2f}%")
     if model.text is not None and test is not None:
         chance.append(f"zeroshot_top1 {100 / len(test.classes):.1f}% of {len(test.classes)} classes")
     ranks.say(f"chance: {'; '.join(chance)}")
     if state:
         ranks.say(f"going on from step {state['run']['step']} of {args.out}")
-    if model.branch is not None and b < 32:
+    if b < 32 and any(isinstance(module, torch.nn.BatchNorm1d) for module in model.modules()):
         ranks.warn(f"BatchNorm's statistics over a batch of {b} are rough: type --batch-size 32 or more")
 
 
