@@ -22,6 +22,7 @@ from augment import (
     MEAN,
     SIMCLR,
     STD,
+    block_mask,
     crop,
     crop_box,
     draw,
@@ -277,6 +278,21 @@ def test_a_view_is_a_function_of_seed_epoch_and_index():
         assert not torch.equal(view(0, 1, 2), view(*other))
 
 
+@pytest.mark.parametrize("side, share", [(14, 0.4), (4, 0.4), (7, 0.75), (3, 0.0)])
+def test_hidden_blocks_are_exactly_the_share_and_reach_every_patch(side, share):
+    rng = np.random.default_rng(6)
+    masks = np.stack([block_mask(rng, side, share) for _ in range(400)])
+    assert masks.dtype == bool and set(masks.sum(1)) == {round(share * side * side)}
+    assert masks.any(0).all() == (share > 0) and not masks.all(0).any()
+
+
+def test_hidden_patches_lie_in_blocks():
+    """More neighbours are hidden together than if each patch were drawn alone."""
+    masks = np.stack([block_mask(np.random.default_rng(i), 14, 0.4) for i in range(200)]).reshape(-1, 14, 14)
+    together = (masks[:, 1:] & masks[:, :-1]).mean()
+    assert together > 0.28  # alone it would be 0.4 * 0.4 = 0.16
+
+
 @pytest.mark.parametrize("recipe", [SIMCLR, BYOL_1, BYOL_2, BEIT])
 def test_draws_have_the_probabilities_of_the_recipe(recipe):
     rng, count = np.random.default_rng(5), 20_000
@@ -330,3 +346,8 @@ def test_main_saves_a_sheet_and_refuses_in_a_sentence(tmp_path, capsys):
             main(arguments)
         assert stop.value.code == 2
         assert "error: " in capsys.readouterr().err
+
+
+def test_denormalising_gives_the_picture_back():
+    pictures = torch.from_numpy(np.random.default_rng(7).integers(0, 256, (2, 3, 8, 8), dtype=np.uint8))
+    torch.testing.assert_close(augment.denormalise(normalise(pictures)), pictures / 255, rtol=0, atol=1e-6)

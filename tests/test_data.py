@@ -286,6 +286,27 @@ def test_the_caption_does_not_change_with_self_supervision():
         assert not {"view1", "view2"} & other.keys()
 
 
+def test_beit_has_one_view_and_hides_patches_of_it():
+    dataset = views(noise(3), "abc", pair=data.PAIRS["beit"], patch=2)
+    names = ["caption", "images", "skipped", "view1", "view1_mask", "view1_params"]
+    samples = [dataset[(epoch, 0), (epoch, 0)] for epoch in range(3)]
+    assert sorted(samples[0]) == names
+    grid = samples[0]["view1"].shape[1] // 2
+    assert all(sample["view1_mask"].sum() == round(0.4 * grid**2) for sample in samples)
+    assert not np.array_equal(samples[0]["view1_mask"], samples[1]["view1_mask"])
+    ready = data.device_views(
+        {n: v for n, v in data.collate(samples).items() if n not in ("caption", "skipped")}
+    )
+    assert ready["view1_mask"].dtype == torch.bool and ready["view1_mask"].shape == (3, grid**2)
+
+
+def test_a_second_view_for_the_language_loss_is_drawn_anew_and_the_first_stays():
+    one, two = views(noise(2), "ab"), views(noise(2), "ab", clip_views=2)
+    first, both = one[(0, 1), (0, 1)], two[(0, 1), (0, 1)]
+    assert torch.equal(first["images"], both["images"]) and not torch.equal(both["images"], both["images2"])
+    assert first["caption"] == both["caption"] and torch.equal(first["view1"], both["view1"])
+
+
 def test_self_supervision_alone_reads_no_caption():
     sample = views(noise(1), ["a"], language=False)[(0, 0), (0, 0)]
     assert sorted(sample) == ["skipped", "view1", "view1_params", "view2", "view2_params"]

@@ -27,17 +27,26 @@ if broken == "broken":  # what the published CLIP loss does: gathered without gr
         return torch.cat(parts)
     ranks.gather = no_gradient
 torch.manual_seed(0)
-model = slip.build(slip.configure(method, "vit_tiny", vocab_size=520, text_depth=1, ssl_hidden=32)).double()
+small = dict(vocab_size=520, text_depth=1, ssl_hidden=32, ssl_out=16)
+model = slip.build(slip.configure(method, "vit_tiny", **small)).double()
 generator = torch.Generator().manual_seed(1)
 batch = {n: torch.randn(8, 3, 32, 32, generator=generator).double() for n in ("images", "view1", "view2")}
+if "beit" in method:
+    model.branch.begin(lambda: batch["view2"])
+    batch["view1_mask"] = torch.rand(8, 16, generator=generator) < 0.4
 batch["tokens"] = torch.randint(1, 500, (8, 6), generator=generator)
 batch["tokens"][:, 5] = 519
 wrapped = ranks.wrap(model, torch.device("cpu"))
 features = wrapped({n: ranks.mine(v) for n, v in batch.items()}, dict, 3, True)
 loss, _ = train.objective(model, {n: ranks.gather(v) for n, v in features.items()}, 1.0)
 loss.backward()
+if model.branch is not None:
+    with torch.no_grad():
+        model.visual.positions += 1.0  # as if the optimizer had made a step
+    model.branch.after_step(model.visual, 0.5)
 if ranks.rank() == 0:
-    state = {n: p.grad for n, p in model.named_parameters()} | {n: b for n, b in model.named_buffers()}
+    state = {n: p.data if p.grad is None else p.grad for n, p in model.named_parameters()}
+    state |= {n: b for n, b in model.named_buffers()}
     torch.save({"loss": loss.detach()} | state, out)
 ranks.stop()
 ranks.leave()
@@ -91,6 +100,12 @@ def test_processes_match_one_in_loss_gradient_and_batchnorm(gradients, processes
     one, many = gradients(1), gradients(processes)  # with three, 8 rows are shared as 3, 3, 2
     assert one.keys() == many.keys()
     assert farthest(one, many) < 1e-8  # float64; sums over BatchNorm and softmax in another order
+
+
+@pytest.mark.parametrize("method", ["slip-mocov3", "byol", "slip-beit"])
+def test_the_other_partners_match_one_process_too(gradients, method):
+    one, two = gradients(1, method), gradients(2, method)
+    assert one.keys() == two.keys() and farthest(one, two) < 1e-8  # as above
 
 
 def test_a_gather_without_gradient_would_be_caught(gradients):

@@ -23,7 +23,7 @@ def test_the_recipe_is_the_papers(method, lr, wd, name, epochs):
     values = recipe.recipe(method, name)
     assert (values["lr"], values["wd"], values["epochs"], values["batch_size"]) == (lr, wd, epochs, 4096)
     assert (values["model"], values["vocab"], values["warmup_epochs"]) == ("vit_b16", "clip", 1)
-    assert (values["ssl_scale"], values["ssl_temp"]) == (1, 0.1)
+    assert (values["ssl_scale"], slip.configure(method, "vit_b16").ssl_temp) == (1, 0.1)
     assert (values["light_crop"], values["strong_crop"]) == (0.5, 0.08)
 
 

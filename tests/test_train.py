@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import data
 import scenes
 import sets
 import slip
@@ -120,6 +121,63 @@ def test_chunks_change_nothing(tmp_path, method):
         assert farthest(whole, weights(tmp_path / str(micro_batch))) < 1e-5  # fp32: sums in another order
 
 
+@pytest.mark.parametrize("method", [name for name in slip.METHODS if name not in ("slip", "clip", "simclr")])
+def test_the_other_partners_train_and_go_on_bit_for_bit(tmp_path, monkeypatch, method):
+    flags = ["--method", method, "--max-steps", 10, "--micro-batch", 16, "--save-every", 5]
+    run(tmp_path / "whole", *flags)
+    order = data.order
+
+    def kill_at_step_7(count, batch, seed, step):
+        if step == 7:
+            raise KeyboardInterrupt
+        return order(count, batch, seed, step)
+
+    monkeypatch.setattr(data, "order", kill_at_step_7)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", *flags)
+    monkeypatch.setattr(data, "order", order)
+    run(tmp_path / "broken", *flags)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+    row = list(csv.DictReader(open(tmp_path / "whole/log.csv")))[-1]
+    assert float(row["ssl_loss"]) < slip.load(tmp_path / "whole/checkpoint.pt").branch.chance(32)[0]
+
+
+def test_two_views_for_the_language_loss_are_the_mean_of_two_losses():
+    model = slip.build(slip.configure("clip", "vit_tiny", vocab_size=520, text_depth=1))
+    names = ("image_features", "image_features2", "text_features")
+    features = {name: torch.randn(8, 128) for name in names}
+    first = (
+        features["image_features"] @ model.image_projection,
+        features["text_features"] @ model.text_projection,
+    )
+    second = features["image_features2"] @ model.image_projection, first[1]
+    expected = sum(train.info_nce(*pair, model.logit_scale.exp())[0] for pair in (first, second)) / 2
+    torch.testing.assert_close(train.objective(model, features, 1.0)[0], expected)
+
+
+def test_a_run_of_two_language_views_over_frozen_patches_leaves_the_patches_alone(tmp_path):
+    flags = ["--method", "clip", "--clip-views", 2, "--clip-aug", "simclr", "--freeze-patches"]
+    for steps in (1, 3):
+        run(tmp_path / str(steps), *flags, "--max-steps", steps)
+    a, b = weights(tmp_path / "1"), weights(tmp_path / "3")
+    same_names = {name for name in a if torch.equal(a[name], b[name])}
+    assert {name for name in a if name.startswith("visual.patch_embed.")} <= same_names
+    assert "visual.positions" not in same_names
+
+
+def test_self_supervision_may_have_a_set_of_its_own(tmp_path):
+    args = train.arguments().parse_args([*SMALL, "--out", str(tmp_path), "--ssl-data", "scenes-kind"])
+    _, _, _, views, _ = train.set_up(args)
+    assert (views.captioned.name, views.other.name) == ("scenes", "scenes-kind")
+    assert len(views.other) == 608  # without the pictures that choose best.pt, should it be the same set
+    sample = views[(0, 3), (0, 5)]
+    settings = dict(image_size=32, seed=0, light_crop=0.5, strong_crop=0.3, pair=data.PAIRS["simclr"])
+    alone = data.Views(views.other, None, language=False, **settings)
+    assert torch.equal(
+        sample["view1"], alone[(0, 5), (0, 5)]["view1"]
+    )  # picture 5 of the other set, beside caption 3
+
+
 def test_the_log_has_its_columns_and_the_checkpoint_its_arguments(tmp_path):
     run(tmp_path, "--max-steps", 4, "--ssl-scale", 0.5)
     (row,) = csv.DictReader(open(tmp_path / "log.csv"))
@@ -188,6 +246,11 @@ WRONG = [
     ("--ssl-scale -1", "cannot be negative"),
     ("--epochs many", "invalid int value"),
     ("--seed -1", "cannot be negative"),
+    ("--visual-tokenizer encoder.pt", "type --method slip-beit, not slip"),
+    ("--method beit --visual-tokenizer nothere.pt", "no file at nothere.pt"),
+    ("--method clip --ssl-data scenes", "type --method slip, not clip"),
+    ("--method simclr --clip-views 2", "simclr has none"),
+    ("--ssl-data nothere", "unknown --data 'nothere'"),
 ]
 
 
