@@ -1,115 +1,248 @@
-"""The paper's comparisons in miniature: trains what a table compares, tests it, prints the table.
+"""The paper's comparisons in miniature: trains what a table compares, tests it three ways, prints the table.
 
-    python tables.py scenes --jobs 2            # CLIP, its control, SimCLR, SLIP; three seeds
-    python tables.py fashionmnist --root data   # captions for 1,000 pictures, self-supervision on all 60,000
+    python tables.py main                                # CLIP, SimCLR, SLIP on the built-in scenes
+    python tables.py ssl-frameworks --data fashionmnist --jobs 2
+    python tables.py main --full                          # the commands of the real thing, to copy
 
-Paper: tables 1 and 3. Each row is trained for the same number of steps; each run is a folder of runs/tables/,
-and one that is done is not done again.
+Paper: section 4 (main, datasets) and the ablations of section 5. Every row is trained for the same number of
+steps. A run is a folder of runs/tables/DATA/, shared by all tables; what is done is not done again.
 """
 
 import argparse
+import csv
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import ranks
 import slip
 
-ROWS = {  # row of the table: flags of train.py
-    "CLIP": ["--method", "clip"],
-    "CLIP + SimCLR's augmentation": ["--method", "clip", "--clip-aug", "simclr"],
-    "SimCLR": ["--method", "simclr"],
-    "SLIP": ["--method", "slip"],
+RUNS = {  # row of a table: flags of train.py
+    "CLIP": "--method clip",
+    "CLIP + SimCLR's augmentation": "--method clip --clip-aug simclr",
+    "CLIP, two views": "--method clip --clip-views 2",
+    "CLIP + SimCLR's augmentation, two views": "--method clip --clip-aug simclr --clip-views 2",
+    "SimCLR": "--method simclr",
+    "MoCo v3": "--method mocov3",
+    "BYOL": "--method byol",
+    "BEiT": "--method beit",
+    "SLIP": "--method slip",
+    "SLIP (MoCo v3)": "--method slip-mocov3",
+    "SLIP (BYOL)": "--method slip-byol",
+    "SLIP (BEiT)": "--method slip-beit",
+    "SLIP-decoupled": "--method slip --ssl-data {data}",
+    "SLIP, scale 0.3": "--method slip --ssl-scale 0.3",
+    "SLIP, scale 2": "--method slip --ssl-scale 2",
 }
-TABLES = {  # name: (flags of train.py, zero-shot tasks, linear tasks)
-    "scenes": (["--data", "scenes"], ["scenes", "scenes-heldout"], ["scenes", "scenes-texture"]),
-    "scenes-few": (
-        ["--data", "scenes", "--captions", "1000"],
-        ["scenes", "scenes-heldout"],
-        ["scenes", "scenes-texture"],
-    ),
-    "fashionmnist": (
-        ["--data", "fashionmnist", "--captions", "1000", "--max-steps", "600"],
-        ["fashionmnist"],
-        ["fashionmnist"],
-    ),
+AUGMENTED = ["CLIP + SimCLR's augmentation", "CLIP, two views", "CLIP + SimCLR's augmentation, two views"]
+PARTNERS = ["SLIP", "SLIP (MoCo v3)", "SLIP (BYOL)", "SLIP (BEiT)"]
+TABLES = {  # name: its rows
+    "main": ["CLIP", "SimCLR", "SLIP"],
+    "ssl-frameworks": ["CLIP", "SimCLR", "MoCo v3", "BYOL", "BEiT", *PARTNERS],
+    "augmentation": ["CLIP", *AUGMENTED, "SLIP"],
+    "decoupled": ["CLIP", "SLIP", "SLIP-decoupled"],
+    "scale": ["CLIP", "SLIP, scale 0.3", "SLIP", "SLIP, scale 2"],
+    "datasets": ["CLIP", "SLIP"],
+}
+PAPER = {  # ImageNet, ViT-B/16: zero-shot, linear, fine-tuned; the ablations' figures could not be verified
+    "main": {
+        "CLIP, YFCC15M, 25 epochs": ("37.6", "66.5", "80.5"),
+        "SimCLR": ("-", "64.0", "82.5"),
+        "SLIP": ("42.8", "72.1", "82.6"),
+    },
+    "datasets": {
+        "CLIP, CC3M, 40 epochs": ("17.1", "53.3", "79.5"),
+        "SLIP, CC3M": ("23.0", "65.4", "81.4"),
+        "CLIP, CC12M, 35 epochs": ("36.5", "69.0", "82.1"),
+        "SLIP, CC12M": ("40.7", "73.7", "83.1"),
+        "CLIP, YFCC15M, 25 epochs": ("37.6", "66.5", "80.5"),
+        "SLIP, YFCC15M": ("42.8", "72.1", "82.6"),
+    },
 }
 
 
-def train(name, row, seed, args):
-    """One run, in a process of its own so that runs side by side do not share threads; returns its folder."""
-    flags, _, _ = TABLES[name]
-    out = os.path.join("runs", "tables", name, f"{row.replace(' ', '-').lower()}-{seed}")
-    if not os.path.exists(os.path.join(out, "results.json")):
-        command = [sys.executable, "train.py", *flags, *ROWS[row], "--seed", str(seed), "--out", out]
-        command += ["--root", args.root, "--workers", "0"]
-        os.makedirs(out, exist_ok=True)
-        env = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.jobs))}
-        with open(os.path.join(out, "screen.txt"), "w") as screen:
-            subprocess.run(command, check=True, env=env, stdout=screen, stderr=screen)
-        measure = [sys.executable, "tables.py", name, "--measure", out, "--root", args.root]
-        subprocess.run(measure, check=True, env=env)
-        print(f"done: {row}, seed {seed}", flush=True)
-    return out
+@dataclass(frozen=True)
+class Miniature:
+    """A set to compare on: flags of train.py, and the sets of the three test tasks."""
+
+    flags: str
+    zeroshot: tuple
+    linear: tuple
+    finetune: str
 
 
-def measure(name, out, root):
-    """Zero-shot and linear accuracy of the last checkpoint of a run, written to results.json."""
+MINIATURES = {
+    "scenes": Miniature("", ("scenes", "scenes-heldout"), ("scenes", "scenes-texture"), "scenes"),
+    "fashionmnist": Miniature(
+        "--captions 1000 --max-steps 600", ("fashionmnist",), ("fashionmnist",), "fashionmnist"
+    ),
+}
+# Any other labelled set: small pictures, a small tower, the settings of the sets above.
+OTHER = (
+    "--model vit_tiny --image-size 32 --vocab train --batch-size 64 --lr 1e-3 --wd 0.1 --strong-crop 0.3 "
+    "--max-steps 600"
+)
+FINETUNE_STEPS = 300  # a third of an epoch of Fashion-MNIST
+
+
+def miniature(data):
+    return MINIATURES.get(data) or Miniature(OTHER, (data,), (data,), data)
+
+
+def slug(row):
+    return re.sub("[^a-z0-9.]+", "-", row.lower()).strip("-")
+
+
+def folder(data, row, seed):
+    return os.path.join("runs", "tables", data, f"{slug(row)}-{seed}")
+
+
+def results(out):
+    path = os.path.join(out, "results.json")
+    if not os.path.exists(path):
+        return {}
+    with open(path) as file:
+        return json.load(file)
+
+
+def train(data, row, seed, args):
+    """One row, one seed: trained and tested in processes of their own, so that runs side by side do not share
+    threads; what is done already is left out. Returns {column: per cent}.
+    """
+    out, mini = folder(data, row, seed), miniature(data)
+    os.makedirs(out, exist_ok=True)
+    env = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.jobs))}
+    common = ["--root", args.root, "--workers", "0"]
+
+    def run(name, *flags):
+        with open(os.path.join(out, "screen.txt"), "a") as screen:
+            code = subprocess.run([sys.executable, *flags, *common], env=env, stdout=screen, stderr=screen)
+        if code.returncode:
+            raise SystemExit(f"{name} of {row}, seed {seed}, has failed: see {out}/screen.txt")
+
+    if not results(out):
+        flags = f"--data {data} {mini.flags} {RUNS[row].format(data=data)} --seed {seed}".split()
+        run("training", "train.py", *flags, "--out", out)
+    checkpoint = os.path.join(out, "checkpoint.pt")
+    if f"fine-tuned {mini.finetune}" not in results(out):
+        flags = f"--data {mini.finetune} --max-steps {FINETUNE_STEPS} --seed {seed}".split()
+        tuned = os.path.join(out, "finetune")
+        run("fine-tuning", "finetune.py", "--checkpoint", checkpoint, *flags, "--out", tuned)
+        run("testing", "tables.py", "main", "--data", data, "--measure", out)
+        print(f"done: {row} on {data}, seed {seed}", flush=True)
+    return results(out)
+
+
+def measure(data, out, root):
+    """Zero-shot and linear accuracy of a run's last checkpoint, with what fine-tuning's log says, in
+    results.json.
+    """
     import linear
     import sets
     import zeroshot
 
-    device = ranks.start()
+    device, mini = ranks.start(), miniature(data)
     model = slip.load(os.path.join(out, "checkpoint.pt")).to(device)
-    _, tasks, probes = TABLES[name]
-    results = {}
-    for task in tasks if model.text is not None else []:
-        source = sets.open_source(task, root, "test")
-        results[f"zero-shot {task}"] = zeroshot.evaluate(model, source, device)["top1"]
-    for task in probes:
-        results[f"linear {task}"] = linear.evaluate(model, *sets.labelled(task, root), device)[0]["top1"]
-    with open(os.path.join(out, "results.json.tmp"), "w") as file:
-        json.dump(results, file)
-    os.replace(os.path.join(out, "results.json.tmp"), os.path.join(out, "results.json"))
+    found = {}
+    for name in mini.zeroshot if model.text is not None else []:
+        source = sets.open_source(name, root, "test")
+        found[f"zero-shot {name}"] = zeroshot.evaluate(model, source, device)["top1"]
+    for name in mini.linear:
+        found[f"linear {name}"] = linear.evaluate(model, *sets.labelled(name, root), device)[0]["top1"]
+    with open(os.path.join(out, "finetune", "log.csv")) as file:
+        found[f"fine-tuned {mini.finetune}"] = float(list(csv.DictReader(file))[-1]["top1"])
+    path = os.path.join(out, "results.json")
+    with open(f"{path}.tmp", "w") as file:
+        json.dump(found, file)
+    os.replace(f"{path}.tmp", path)
 
 
-def show(name, found):
+def show(name, data, found):
     """The table in Markdown: mean and standard deviation over the seeds, per cent."""
-    _, tasks, probes = TABLES[name]
-    columns = [f"zero-shot {task}" for task in tasks] + [f"linear {task}" for task in probes]
-    print("| | " + " | ".join(columns) + " |\n|" + " --- |" * (len(columns) + 1))
-    for row, results in found.items():
+    mini = miniature(data)
+    columns = [f"zero-shot {task}" for task in mini.zeroshot] + [f"linear {task}" for task in mini.linear]
+    columns.append(f"fine-tuned {mini.finetune}")
+    print(f"\n| {name} | " + " | ".join(columns) + " |\n|" + " --- |" * (len(columns) + 1))
+    for row, runs in found.items():
         cells = []
         for column in columns:
-            values = [result[column] for result in results if column in result]
+            values = [result[column] for result in runs if column in result]
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "-")
         print(f"| {row} | " + " | ".join(cells) + " |")
 
 
+def show_paper(name):
+    print("\n| the paper, ImageNet, ViT-B/16 | zero-shot | linear | fine-tuned |\n|" + " --- |" * 4)
+    for row, figures in PAPER[name].items():
+        print(f"| {row} | " + " | ".join(figures) + " |")
+
+
+def full(name):
+    """The commands of a table at the paper's scale, for eight GPUs; of main also every size and schedule."""
+    sizes = ["vit_s16", "vit_b16", "vit_l16"] if name == "main" else ["vit_b16"]
+    longer = [("SLIP", 50), ("SLIP", 100)] if name == "main" else []
+    for data in ["cc3m", "cc12m", "yfcc15m"] if name == "datasets" else ["yfcc15m"]:
+        epochs = {"cc3m": 40, "cc12m": 35}.get(data, 25)
+        for size in sizes:
+            for row, length in [*((row, epochs) for row in TABLES[name]), *longer]:
+                out = f"runs/full/{data}-{size}-{slug(row)}-{length}"
+                what = f"--data {data} --model {size} {RUNS[row].format(data=data)} --epochs {length}"
+                print(f"torchrun --nproc_per_node=8 train.py {what} --out {out}")
+    print("# and for each of them, OUT its folder:")
+    for test in ("zeroshot.py", "linear.py --recipe sgd", "finetune.py"):
+        print(f"torchrun --nproc_per_node=8 {test} --checkpoint OUT/checkpoint.pt --data imagenet")
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Train and test what a table of the paper compares.")
+    parser = argparse.ArgumentParser(
+        description="Train and test what a table of the paper compares, in miniature.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="rows:\n" + "\n".join(f"  {name}: {'; '.join(rows)}" for name, rows in TABLES.items()),
+    )
     parser.add_argument("name", choices=TABLES, help="which table")
+    parser.add_argument(
+        "--data", default="scenes", help="labelled sets to compare on, by commas (default: %(default)s)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each row (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
     parser.add_argument("--root", default="data", help="folder that holds the sets (default: %(default)s)")
+    parser.add_argument("--full", action="store_true", help="print the commands of the paper's scale instead")
+    parser.add_argument("--workers", help=argparse.SUPPRESS)
     parser.add_argument("--measure", metavar="OUT", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    if args.full:
+        return full(args.name)
     if args.seeds < 1 or args.jobs < 1:
         parser.error(f"found --seeds {args.seeds} --jobs {args.jobs}, expected 1 or more")
     if args.measure:
-        return measure(args.name, args.measure, args.root)
+        return measure(args.data, args.measure, args.root)
+    names, rows = args.data.split(","), TABLES[args.name]
+    try:
+        check(names, args.root)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    wanted = [(data, row, seed) for seed in range(args.seeds) for data in names for row in rows]
     with ThreadPoolExecutor(args.jobs) as pool:
-        pairs = [(row, seed) for seed in range(args.seeds) for row in ROWS]
-        outs = pool.map(lambda pair: train(args.name, *pair, args), pairs)
-        found = {row: [] for row in ROWS}
-        for (row, _), out in zip(pairs, outs):
-            with open(os.path.join(out, "results.json")) as file:
-                found[row].append(json.load(file))
-    show(args.name, found)
+        done = dict(zip(wanted, pool.map(lambda run: train(*run, args), wanted), strict=True))
+    for data in names:
+        show(args.name, data, {row: [done[data, row, seed] for seed in range(args.seeds)] for row in rows})
+    if args.name in PAPER:
+        show_paper(args.name)
+
+
+def check(names, root):
+    """Every set is there, before hours are spent on another."""
+    import sets
+
+    for data in names:
+        for task in (*miniature(data).zeroshot, miniature(data).finetune):
+            sets.open_source(task, root, "test")
 
 
 if __name__ == "__main__":
