@@ -1,0 +1,118 @@
+"""Tables: every line they type is one that train.py, linear.py or finetune.py takes; means and deviations by
+hand; what is done is not done again.
+
+pytest tests/test_tables.py            # and: pytest -m slow tests/test_tables.py
+"""
+
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+import finetune
+import linear
+import slip
+import tables
+import train
+
+
+def typed(*flags):
+    return train.arguments().parse_args(shlex.split(" ".join(flags)))
+
+
+def test_every_row_of_every_table_is_a_line_that_train_takes():
+    assert set(sum(tables.TABLES.values(), [])) <= tables.RUNS.keys()
+    for row, flags in tables.RUNS.items():
+        for data in ("scenes", "fashionmnist", "mine"):
+            args = typed("--data", data, tables.miniature(data).flags, flags.format(data=data))
+            assert (args.method == "clip") == row.startswith("CLIP") and args.method in slip.METHODS
+    methods = {typed(tables.RUNS[row]).method for row in tables.TABLES["ssl-frameworks"]}
+    assert methods == set(slip.METHODS)
+
+
+def test_two_rows_never_share_a_folder():
+    folders = {tables.folder("scenes", row, seed) for row in tables.RUNS for seed in range(3)}
+    assert len(folders) == 3 * len(tables.RUNS)
+    assert os.path.join("runs", "tables", "scenes", "clip-simclr-s-augmentation-two-views-2") in folders
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_the_lines_of_the_real_thing_can_be_typed(capsys, name):
+    tables.full(name)
+    outs = []
+    for line in capsys.readouterr().out.splitlines():
+        words = shlex.split(line, comments=True)
+        if "train.py" in words:
+            args = typed(*words[words.index("train.py") + 1 :])
+            outs.append(args.out)
+            assert args.data in ("yfcc15m", "cc3m", "cc12m") and args.epochs and args.model in slip.SIZES
+        for file, command in (("linear.py", linear), ("finetune.py", finetune)):
+            if file in words:
+                command.arguments().parse_args(words[words.index(file) + 1 :])
+    sizes = {"main": 3 * (3 + 2), "datasets": 3 * 2}.get(name, len(tables.TABLES[name]))
+    assert len(set(outs)) == len(outs) == sizes
+
+
+def test_a_cell_is_mean_and_deviation_over_the_seeds(capsys):
+    found = [{"linear mine": value, "fine-tuned mine": value / 2} for value in (50.0, 51.0, 54.0)]
+    tables.show("main", "mine", {"SimCLR": found})
+    row = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    assert row[0] == "| SimCLR" and row[1] == "-"  # no zero-shot without language
+    assert row[2] == f"{statistics.mean((50, 51, 54)):.1f} ± {statistics.stdev((50, 51, 54)):.1f}"
+    assert row[3].startswith("25.8 ± 1.0")
+
+
+def test_the_papers_figures_stand_under_the_table(capsys):
+    tables.show_paper("main")
+    assert "| SLIP | 42.8 | 72.1 | 82.6 |" in capsys.readouterr().out
+    assert tables.PAPER.keys() <= {"main", "datasets"}  # no others could be verified
+
+
+def test_a_run_that_is_done_is_not_done_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = tables.folder("scenes", "CLIP", 0)
+    os.makedirs(out)
+    done = {"zero-shot scenes": 80.0, "fine-tuned scenes": 90.0}
+    with open(os.path.join(out, "results.json"), "w") as file:
+        json.dump(done, file)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("trained again"))
+    args = tables.argparse.Namespace(jobs=1, root="data")
+    assert tables.train("scenes", "CLIP", 0, args) == done
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        ("main --seeds 0", "expected 1 or more"),
+        ("main --data nothere", "nothere"),
+        ("nothere", "invalid choice"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence_and_exit_2(capsys, tmp_path, flags, sentence):
+    with pytest.raises(SystemExit) as end:
+        tables.main([*flags.split(), "--root", str(tmp_path)])
+    assert end.value.code == 2 and sentence in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_table_is_made_from_nothing(tmp_path, monkeypatch):
+    """The whole of `main`, one seed, runs of a few steps: trained, fine-tuned, tested, printed, resumed."""
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    for name in os.listdir("."):
+        if name.endswith(".py"):
+            os.symlink(os.path.abspath(name), tmp_path / name)
+    few = "import tables, sys; tables.MINIATURES['scenes'] = tables.Miniature("
+    few += "'--max-steps 3', ('scenes',), ('scenes',), 'scenes'); tables.FINETUNE_STEPS = 2;"
+    few += " tables.main(sys.argv[1:])"
+    command = [sys.executable, "-c", few, "main", "--seeds", "1", "--jobs", "2"]
+    first, second = (
+        subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    )
+    assert first.count("done: ") == 3 and "done: " not in second
+    assert first.split("\n\n", 1)[1] == second.split("\n", 1)[1]  # the same table
+    assert "| SimCLR | - | " in first
