@@ -64,7 +64,9 @@ def open_captioned(name, root, split):
             return None
         items = functools.partial(Beside, folder)
     if split == "test":
-        raise FileNotFoundError(f"{name} is one split, for training")
+        raise FileNotFoundError(
+            f"{name} has captions and one split, for training: python zeroshot.py takes it with --retrieval"
+        )
     return Source(name, items())
 
 

@@ -337,6 +337,10 @@ def loader(dataset, batches, workers, pin=False):
     )
 
 
+class Unreadable(ValueError):
+    """A picture that must be read cannot be."""
+
+
 class Labelled(Dataset):
     """Evaluation samples: (uint8 evaluation view, label); every picture counts, so a bad one is an error."""
 
@@ -350,7 +354,7 @@ class Labelled(Dataset):
         try:
             picture, label = self.source[index]
         except Exception as error:
-            raise ValueError(
+            raise Unreadable(
                 f"cannot read {self.source.where(index)} ({error}): a test set must be whole"
             ) from None
         return augment.evaluation_view(picture, self.image_size, self.resize), label

@@ -66,18 +66,9 @@ def probe(train, train_labels, test, test_labels, classes):
 
 
 def extract(model, source, device, workers=0, resize=None):
-    """(features [n, D] of the frozen tower on the evaluation views, labels [n]), with a live line."""
-    live, done = loop.Live(), 0
-
-    def tower(images):
-        nonlocal done
-        done += len(images) * ranks.world()
-        live.show(f"features of {min(done, len(source)):,} of {len(source):,} pictures")
-        return model.visual(images)
-
-    result = measure.over(source, model.config.image_size, device, tower, resize=resize, workers=workers)
-    live.clear()
-    return result
+    """(features [n, D] of the frozen tower on the evaluation views, labels [n])."""
+    size = model.config.image_size
+    return measure.over(source, size, device, model.visual, resize=resize, workers=workers)
 
 
 def evaluate(model, train, test, device, workers=0):
@@ -206,14 +197,22 @@ def main(argv=None):
             head, state = set_up_sgd(args, model, train)
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    found = []
+
+    def work():
+        if args.recipe == "sgd":
+            found.extend(sgd(args, model, train, test, head, state, device))
+        else:
+            found.extend(evaluate(model, train, test, device, args.workers))
+
+    code = loop.guarded(work)
+    if code:
+        return code
     if args.recipe == "sgd":
-        rows = []
-        code = loop.guarded(lambda: rows.extend(sgd(args, model, train, test, head, state, device)))
-        if code:
-            return code
-        result, how = rows[-1], f"SGD, {args.epochs} epochs of crops, batch {args.batch_size}, lr {args.lr:g}"
+        result = found[-1]
+        how = f"SGD, {args.epochs} epochs of crops, batch {args.batch_size}, lr {args.lr:g}"
     else:
-        result, decay = evaluate(model, train, test, device, args.workers)
+        result, decay = found
         how = f"L-BFGS on features extracted once, weight decay {decay:g} chosen on a fifth"
     ranks.say(f"{args.data}: linear top-1 {result['top1']:.2f}%, mean per class {result['per_class']:.2f}%")
     ranks.say(f"  {args.recipe} path: {how}")

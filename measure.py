@@ -1,11 +1,12 @@
 """Measuring: a function over every picture of a labelled set, and what its scores are worth.
 
-Paper: section 4 (accuracy, and the mean per class where the classes are uneven).
+Paper: section 4 and appendix (accuracy; the mean per class where classes are uneven; ROC AUC of memes).
 
     source -> evaluation views [B, 3, S, S] -> apply -> results [n, ...], labels [n]
     scores [n, K], labels [n] -> per cent
 
-Shared by the three test tasks, sharded over the ranks without counting a picture twice.
+Shared by the three test tasks, sharded over the ranks without counting a picture twice. Which metric a set
+is judged by stands in tasks.py.
 """
 
 import csv
@@ -17,13 +18,14 @@ from torch.utils.data import DataLoader, Subset
 
 import augment
 import data
+import loop
 import ranks
 
 
 @torch.no_grad()
 def over(source, image_size, device, apply, *, resize=None, workers=0, batch=256):
     """Apply a function to the evaluation views of a source, sharded over the ranks: (results [n, ...],
-    labels [n]) of all.
+    labels [n]) of all, with a live line. Raises loop.Stop, on every rank, for a picture that cannot be read.
     """
     indices = ranks.mine(range(len(source)))
     loader = DataLoader(
@@ -32,27 +34,65 @@ def over(source, image_size, device, apply, *, resize=None, workers=0, batch=256
         num_workers=workers,
         worker_init_fn=data.one_thread,
     )
-    results, labels = [], []
-    for images, targets in loader:
-        with ranks.autocast(device):
-            results.append(apply(augment.normalise(images.to(device))).float())
-        labels.append(targets.to(device))
+    results, labels, done, bad = [], [], 0, None
+    live, begun = loop.Live(), time.monotonic()
+    try:
+        for images, targets in loader:
+            with ranks.autocast(device):
+                results.append(apply(augment.normalise(images.to(device))).float())
+            labels.append(targets.to(device))
+            done = min(done + len(targets) * ranks.world(), len(source))
+            speed = done / (time.monotonic() - begun)
+            live.show(f"{source.name}  {done:,}/{len(source):,} pictures  {speed:.0f}/s")
+    except data.Unreadable as error:
+        bad = str(error).rpartition("Unreadable: ")[2]  # without the traceback of a worker
+    live.clear()
+    if ranks.total(torch.tensor(int(bad is not None), device=device)):  # the others would wait in the gather
+        raise loop.Stop(bad or "another rank found a picture that cannot be read")
     return ranks.gather(torch.cat(results)), ranks.gather(torch.cat(labels))
 
 
+METRICS = {  # what `metrics` gives: how it is called
+    "top1": "accuracy",
+    "top5": "top-5 accuracy",
+    "per_class": "mean per class",
+    "top1_top5": "mean of top-1, top-5",
+    "auc": "ROC AUC",
+}
+
+
 def metrics(scores, labels):
-    """Scores [n, K] and labels [n] -> top-1, top-5 and mean per class, in per cent."""
+    """Scores [n, K] and labels [n] -> {name of METRICS: per cent}; "auc" of two classes only."""
     top = scores.topk(min(5, scores.shape[1]), dim=1).indices  # [n, 5]
     hits = top == labels[:, None]
     first = hits[:, 0].float()
     counts = torch.bincount(labels, minlength=scores.shape[1])
     right = torch.bincount(labels, weights=first, minlength=scores.shape[1])
     seen = counts > 0
-    return {
-        "top1": 100 * first.mean().item(),
-        "top5": 100 * hits.any(1).float().mean().item(),
-        "per_class": 100 * (right[seen] / counts[seen]).mean().item(),
-    }
+    top1, top5 = first.mean().item(), hits.any(1).float().mean().item()
+    shares = {"top1": top1, "top5": top5, "top1_top5": (top1 + top5) / 2}
+    shares["per_class"] = (right[seen] / counts[seen]).mean().item()
+    if scores.shape[1] == 2:
+        shares["auc"] = auc(scores[:, 1] - scores[:, 0], labels == 1)
+    return {name: 100 * share for name, share in shares.items()}
+
+
+def chance(metric, classes):
+    """What guessing gives, in per cent."""
+    top1, top5 = 100 / classes, 100 * min(5, classes) / classes
+    return {"top1_top5": (top1 + top5) / 2, "top5": top5, "auc": 50.0}.get(metric, top1)
+
+
+def auc(values, positive):
+    """The share of (positive, negative) pairs in which the positive has the larger value, a tie counting
+    half; not a number without both kinds. values [n], positive bool [n].
+
+    Exact: from ranks, equal values sharing their mean rank.
+    """
+    _, places, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    rank = (counts.cumsum(0) - (counts - 1).double() / 2)[places]  # from 1
+    up = int(positive.sum())
+    return ((rank[positive].sum() - up * (up + 1) / 2) / (up * (len(values) - up))).item()
 
 
 RESULTS = "results.csv"
@@ -62,7 +102,8 @@ COLUMNS = ("date", "checkpoint", "task", "data", "how", "metric", "value", "pict
 def record(checkpoint, task, source, how, metric, value):
     """Append a row to results.csv in the checkpoint's folder, which a reader finds whole at any moment.
 
-    `task`: zeroshot, linear or finetune. `how`: what else decided the number, in words. `value`: per cent.
+    `task`: zeroshot, retrieval, linear, finetune. `how`: what else decided the number, in words. `value`: per
+    cent.
     """
     if ranks.rank():
         return

@@ -25,8 +25,9 @@ CONCEPTS = ALONE | {
     "data": {"augment", "tasks"},
     "captioned": {"data"},
     "sets": {"data", "captioned", "tasks", "scenes"},
-    "measure": {"augment", "data", "ranks"},
+    "measure": {"augment", "data", "loop", "ranks"},
     "loop": {"ranks", "slip"},
+    "retrieval": {"data", "measure", "loop", "ranks"},
 }
 TABLE = CONCEPTS | {
     "zeroshot": set(CONCEPTS),
