@@ -238,7 +238,7 @@ def read_library(entry, root, split):
     pictures, labels = kept if len(kept) == 2 else zip(*kept[0])
     if isinstance(labels, tuple) and None in labels:
         raise ValueError("its test pictures come without labels")
-    labels = np.array(labels, np.int64) - entry.first
+    labels = np.asarray(labels).astype(np.int64) - entry.first
     if isinstance(pictures[0], (str, Path)):
         pictures, order = [str(path) for path in pictures], np.arange(len(labels))
         if entry.training:  # the order of a walk through folders is the file system's

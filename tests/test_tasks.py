@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+import measure
 import sets
 import tasks
 
@@ -28,8 +29,44 @@ def test_a_set_of_its_own_gets_prompts_and_captions_too():
 
 
 def test_every_entry_is_a_set_that_can_be_opened():
-    known = {*sets.SCENES, *sets.TORCHVISION, "imagenet"}
-    assert {*tasks.PROMPTS, *tasks.CAPTIONS} <= known
+    known = {*sets.SCENES, *sets.TORCHVISION, *sets.FOLDERS, "imagenet"}
+    assert {*tasks.PROMPTS, *tasks.CAPTIONS, *tasks.NAMES, *tasks.METRICS} <= known
+
+
+def test_the_paper_has_26_sets_and_judges_six_by_a_metric_of_their_own():
+    assert len(set(tasks.PAPER)) == 26 and set(tasks.METRICS) <= set(tasks.PAPER)
+    by_class = {name for name in tasks.PAPER if tasks.metric(name) == "per_class"}
+    assert by_class == {"aircraft", "pets", "caltech101", "flowers"}
+    assert (tasks.metric("kinetics700_frames"), tasks.metric("hateful_memes")) == ("top1_top5", "auc")
+    assert {tasks.metric(name) for name in tasks.PAPER} <= set(measure.METRICS)
+    assert tasks.metric("mine") == "top1"
+
+
+def test_every_set_of_the_paper_has_prompts_of_its_kind():
+    """Caltech's objects and nothing else are of no kind."""
+    assert [name for name in tasks.PAPER if tasks.prompts(name) is tasks.GENERIC] == ["caltech101"]
+
+
+@pytest.mark.parametrize("name", tasks.NAMES)
+def test_names_are_words_and_each_is_of_one_class(name):
+    table = tasks.NAMES[name]
+    entries = list(table.values()) if isinstance(table, dict) else table
+    words = [word for entry in entries for word in ([entry] if isinstance(entry, str) else entry)]
+    assert len({word.lower() for word in words}) == len(words)
+    assert all(word == word.strip() and not {"_", "/", ";"} & set(word) for word in words)
+
+
+@pytest.mark.parametrize(
+    "name, count", [("mnist", 10), ("gtsrb", 43), ("fer2013", 7), ("clevr_counts", 8), ("eurosat", 10)]
+)
+def test_there_are_as_many_names_as_classes(name, count):
+    assert len(tasks.NAMES[name]) == count
+
+
+def test_countries_are_found_by_their_codes():
+    countries = tasks.NAMES["country211"]
+    assert len(countries) == 250 and all(len(code) == 2 and code.isupper() for code in countries)
+    assert (countries["CH"], countries["US"]) == ("Switzerland", "the United States")
 
 
 def test_a_published_file_is_read_by_the_name_of_the_set(tmp_path):
@@ -57,6 +94,14 @@ def test_a_wrong_published_file_is_one_sentence(tmp_path, content, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
         tasks.read_published(path, "pets")
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_set_that_a_published_file_lacks_gets_what_is_given_for_it(tmp_path):
+    (tmp_path / "labels.json").write_text('{"pets": ["cat"], "cars": 7}', encoding="utf-8")
+    assert tasks.read_published(tmp_path / "labels.json", "dtd", ["ours"]) == ["ours"]
+    assert tasks.read_published(tmp_path / "labels.json", "pets", ["ours"]) == ["cat"]
+    with pytest.raises(ValueError, match="no list under 'cars'"):
+        tasks.read_published(tmp_path / "labels.json", "cars", ["ours"])
 
 
 def test_a_missing_published_file_is_one_sentence(tmp_path):
