@@ -332,13 +332,18 @@ def test_only(parser, args):
             raise ValueError(f"{args.checkpoint} names other classes than {test.name}")
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    result = evaluate(model, test, device, then["test_resize"], args.workers or 0)
-    ranks.say(
-        f"{test.name}: fine-tuned top-1 {result['top1']:.2f}%, mean per class {result['per_class']:.2f}%"
-    )
-    measure.record(args.checkpoint, "finetune", test, "evaluated", "top1", result["top1"])
-    ranks.stop()
-    return 0
+
+    def work():
+        result = evaluate(model, test, device, then["test_resize"], args.workers or 0)
+        ranks.say(
+            f"{test.name}: fine-tuned top-1 {result['top1']:.2f}%, mean per class {result['per_class']:.2f}%"
+        )
+        measure.record(args.checkpoint, "finetune", test, "evaluated", "top1", result["top1"])
+
+    code = loop.guarded(work)
+    if code == 0:
+        ranks.stop()
+    return code
 
 
 if __name__ == "__main__":

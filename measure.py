@@ -45,7 +45,7 @@ def over(source, image_size, device, apply, *, resize=None, workers=0, batch=256
             speed = done / (time.monotonic() - begun)
             live.show(f"{source.name}  {done:,}/{len(source):,} pictures  {speed:.0f}/s")
     except data.Unreadable as error:
-        bad = str(error).rpartition("Unreadable: ")[2]  # without the traceback of a worker
+        bad = str(error).rpartition("Unreadable: ")[2].strip()  # without the traceback of a worker
     live.clear()
     if ranks.total(torch.tensor(int(bad is not None), device=device)):  # the others would wait in the gather
         raise loop.Stop(bad or "another rank found a picture that cannot be read")

@@ -15,7 +15,7 @@ PAPER = (  # the 26 sets of zero-shot transfer, in the paper's order
     "patch_camelyon", "ucf101_frames", "kinetics700_frames", "clevr_counts", "hateful_memes",
     "rendered_sst2", "imagenet",
 )  # fmt: skip
-METRICS = {  # of the sets that are not judged by plain accuracy, "top1"
+JUDGED_BY = {  # of the sets that are not judged by plain accuracy, "top1"
     "aircraft": "per_class",
     "pets": "per_class",
     "caltech101": "per_class",
@@ -157,7 +157,7 @@ NAMES = {  # a list: the classes in their order; a dict: what the library, or a 
 
 def metric(name):
     """How the paper judges a set: "top1", "per_class", "top1_top5" or "auc"."""
-    return METRICS.get(name, "top1")
+    return JUDGED_BY.get(name, "top1")
 
 
 def prompts(name):

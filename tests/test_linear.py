@@ -236,3 +236,15 @@ def test_a_test_split_of_other_classes_is_refused(tmp_path, monkeypatch, capsys)
     with pytest.raises(SystemExit) as end:
         linear.main("--checkpoint m.pt --data pets".split())
     assert end.value.code == 2 and "cat" in capsys.readouterr().err
+
+
+def test_a_test_picture_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for path in ("train/cat/0", "train/cat/1", "train/dog/0", "train/dog/1", "test/cat/0", "test/dog/0"):
+        (tmp_path / f"data/pets/{path}").parent.mkdir(parents=True, exist_ok=True)
+        data.Image.new("RGB", (8, 8)).save(tmp_path / f"data/pets/{path}.png")
+    (tmp_path / "data/pets/test/dog/0.png").write_bytes(b"")
+    slip.save("m.pt", tiny("simclr"))
+    assert linear.main("--checkpoint m.pt --data pets --device cpu".split()) == 1
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("cannot read data/pets/test/dog/0.png") and "\n" not in message

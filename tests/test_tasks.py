@@ -30,11 +30,11 @@ def test_a_set_of_its_own_gets_prompts_and_captions_too():
 
 def test_every_entry_is_a_set_that_can_be_opened():
     known = {*sets.SCENES, *sets.TORCHVISION, *sets.FOLDERS, "imagenet"}
-    assert {*tasks.PROMPTS, *tasks.CAPTIONS, *tasks.NAMES, *tasks.METRICS} <= known
+    assert {*tasks.PROMPTS, *tasks.CAPTIONS, *tasks.NAMES, *tasks.JUDGED_BY} <= known
 
 
 def test_the_paper_has_26_sets_and_judges_six_by_a_metric_of_their_own():
-    assert len(set(tasks.PAPER)) == 26 and set(tasks.METRICS) <= set(tasks.PAPER)
+    assert len(set(tasks.PAPER)) == 26 and set(tasks.JUDGED_BY) <= set(tasks.PAPER)
     by_class = {name for name in tasks.PAPER if tasks.metric(name) == "per_class"}
     assert by_class == {"aircraft", "pets", "caltech101", "flowers"}
     assert (tasks.metric("kinetics700_frames"), tasks.metric("hateful_memes")) == ("top1_top5", "auc")

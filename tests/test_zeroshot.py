@@ -1,11 +1,13 @@
 """Zero-shot transfer: a toy encoder whose right class is known by construction, prompt ensembling against a
-naive loop, metrics against scores counted by hand, and the command on a tiny checkpoint.
+naive loop; the command on a tiny checkpoint: tables of sets, a folder, captions, wrong input.
 
     pytest tests/test_zeroshot.py
 """
 
+import csv
 import json
-import re
+import shutil
+import statistics
 import zlib
 from types import SimpleNamespace
 
@@ -17,7 +19,6 @@ from PIL import Image
 from torch import nn
 
 import data
-import measure
 import sets
 import slip
 import tasks
@@ -73,7 +74,7 @@ def source(*classes):
 
 def test_the_toy_encoder_names_every_picture():
     result = zeroshot.evaluate(Toy(), source("red", "green", "blue"), CPU)
-    assert result == {"top1": 100, "top5": 100, "per_class": 100}
+    assert result == {"top1": 100, "top5": 100, "top1_top5": 100, "per_class": 100}
 
 
 def test_names_in_the_wrong_order_are_wrong():
@@ -135,26 +136,6 @@ def test_a_model_without_tokenizer_says_where_to_get_one():
         zeroshot.classifier(model, ["red"], ["{}"], CPU)
 
 
-def test_metrics_are_those_counted_by_hand():
-    """Class 0 three times: ranks 1, 2 and 6; class 1 once: rank 1; class 5 never."""
-    scores = torch.tensor(
-        [
-            [6.0, 5, 4, 3, 2, 1],
-            [5.0, 6, 4, 3, 2, 1],
-            [1.0, 6, 5, 4, 3, 2],
-            [1.0, 6, 5, 4, 3, 2],
-        ]
-    )
-    result = measure.metrics(scores, torch.tensor([0, 0, 0, 1]))
-    assert result["top1"] == 50 and result["top5"] == 75
-    assert result["per_class"] == pytest.approx(100 * (1 / 3 + 1) / 2)
-
-
-def test_fewer_than_five_classes_have_a_top_5_of_all():
-    result = measure.metrics(torch.tensor([[1.0, 2.0], [1.0, 2.0]]), torch.tensor([0, 1]))
-    assert (result["top1"], result["top5"], result["per_class"]) == (50, 100, 50)
-
-
 def test_one_picture_is_named_with_probabilities(tmp_path):
     Image.new("RGB", (30, 20), COLOURS["green"]).save(tmp_path / "leaf.png")
     found = zeroshot.name_picture(Toy(), tmp_path / "leaf.png", list(COLOURS), ("{}",), CPU)
@@ -194,6 +175,7 @@ def checkpoints(tmp_path_factory):
     (folder / "labels.json").write_text(json.dumps(labels))
     (folder / "lists.json").write_text(json.dumps({"scenes": [[kind] for kind in kinds]}))
     (folder / "templates.json").write_text(json.dumps({"scenes": tasks.prompts("scenes")}))
+    (folder / "nameless.json").write_text(json.dumps({"scenes": ["{} here", "a photo"]}))
     (folder / "torn.json").write_text('{"scenes": [')
     (folder / "numbers.json").write_text(json.dumps({"scenes": list(range(12))}))
     slip.save(
@@ -222,14 +204,15 @@ def command(folder, flags):
 
 @pytest.mark.parametrize(
     "name, count, chance",
-    [("scenes", 12, "8.3"), ("scenes-colour", 8, "12.5"), ("scenes-heldout", 96, "1.0")],
+    [("scenes", 12, "8.33"), ("scenes-colour", 8, "12.50"), ("scenes-heldout", 96, "1.04")],
 )
 def test_the_command_tells_accuracy_and_chance(checkpoints, capsys, name, count, chance):
     assert command(checkpoints, f"--checkpoint slip.pt --data {name}") == 0
-    page = capsys.readouterr().out
-    assert f"{count} classes (chance {chance}%)" in page
-    top1, top5 = (float(re.search(rf"{what} ([\d.]+)%", page)[1]) for what in ("top-1", "top-5"))
-    assert 0 <= top1 <= top5 <= 100
+    head, row = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert head == ["set", "pictures", "classes", "metric", "value", "chance"]
+    assert (row[0], row[2], row[3], row[5]) == (name, str(count), "accuracy", chance)
+    result = zeroshot.evaluate(slip.load(checkpoints / "slip.pt"), sets.open_source(name, split="test"), CPU)
+    assert row[4] == f"{result['top1']:.2f}"
 
 
 @pytest.mark.parametrize("labels", ["labels.json", "lists.json"])
@@ -256,7 +239,23 @@ WRONG = [
     ("--checkpoint red.png", "red.png"),
     ("--checkpoint simclr.pt", "trained without captions"),
     ("--checkpoint simclr.pt --image red.png --classes red,blue", "trained without captions"),
-    ("--checkpoint slip.pt --image red.png", '--classes "a dog,a cat"'),
+    ("--checkpoint slip.pt --image red.png", '--image FILE --classes "a dog,a cat"'),
+    ("--checkpoint slip.pt --classes a,b", "go together: --image FILE --classes"),
+    ("--checkpoint slip.pt --query bus", "--folder DIR --query"),
+    ("--checkpoint slip.pt --folder nothere", "--folder DIR --query"),
+    ("--checkpoint slip.pt --folder nothere --query bus", "no folder at nothere"),
+    ("--checkpoint slip.pt --folder . --image red.png", "not allowed with"),
+    ("--checkpoint slip.pt --folder . --query bus --top 0", "--top 0"),
+    ("--checkpoint slip.pt --retrieval --data scenes-colour", "scenes-colour has classes, no captions"),
+    ("--checkpoint slip.pt --retrieval --data coco", "no captions at"),
+    ("--checkpoint slip.pt --retrieval --pictures 0", "--pictures 0"),
+    ("--checkpoint slip.pt --data coco", "no captions at"),
+    ("--checkpoint slip.pt --data ,", "no set found under"),
+    ("--checkpoint slip.pt --data all", "no set found under"),
+    ("--checkpoint slip.pt --data all --labels torn.json", "is not JSON"),
+    ("--checkpoint slip.pt --templates nameless.json", "the templates of scenes want a {}"),
+    ("--checkpoint slip.pt --workers -1", "--workers -1"),
+    ("--download --data all", "--download wants sets by name"),
     ("--checkpoint slip.pt --image nothere.png --classes red,blue", "nothere.png"),
     ("--checkpoint slip.pt --image text.png --classes red,blue", "text.png"),
     ("--checkpoint slip.pt --data nothere", "unknown --data 'nothere'"),
@@ -291,3 +290,194 @@ def test_a_device_that_is_not_there_is_one_sentence(checkpoints, capsys):
     with pytest.raises(SystemExit) as end:
         zeroshot.main(["--checkpoint", str(checkpoints / "slip.pt"), "--device", "tpu"])
     assert end.value.code == 2 and "unknown --device 'tpu'" in capsys.readouterr().err
+
+
+# Tables of sets, in class folders: test_sets.py has the formats
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Five sets in class folders, of which one has a picture that cannot be read, and one no pictures."""
+    folders = {"hateful_memes/test": 2, "mushrooms/val": 3, "kinetics700_frames/val": 8, "pets/test": 2}
+    for folder, classes in folders.items():
+        for label in range(classes):
+            (tmp_path / folder / f"kind {label}").mkdir(parents=True)
+            Image.new("RGB", (9, 7), (30 * label, 0, 90)).save(tmp_path / folder / f"kind {label}/0.png")
+    (tmp_path / "dtd/test/banded").mkdir(parents=True)
+    (tmp_path / "dtd/test/banded/0.png").write_bytes(b"")
+    (tmp_path / "cub200/test/auk").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.fixture
+def run(tmp_path_factory, root):
+    """run(*words) -> exit code, on a checkpoint in a folder of its own: run.folder."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    model = slip.build(slip.configure("clip", "vit_tiny", vocab_size=520, text_depth=1))
+    model.tokenizer = Tokenizer.train(["a photo of a face", "a road sign"] * 3, 520)
+    slip.save(folder / "m.pt", model, {"args": {"data": "pets", "captioned_by": "class names"}})
+    words = ["--checkpoint", str(folder / "m.pt"), "--root", str(root), "--device", "cpu"]
+
+    def run(*more):
+        return zeroshot.main([*words, *more])
+
+    run.folder = folder
+    return run
+
+
+def table(run):
+    return json.loads((run.folder / zeroshot.TABLE).read_text(encoding="utf-8"))
+
+
+SOUND = ["hateful_memes", "kinetics700_frames", "pets"]
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_all_sets_that_are_found_make_one_table(run, capsys, workers):
+    assert run("--data", "all,scenes", "--workers", workers) == 0
+    page, errors = capsys.readouterr()
+    found = table(run)
+    rows = found["sets"]
+    assert sorted(rows) == sorted([*SOUND, "mushrooms", "scenes"])
+    for name, row in rows.items():
+        (line,) = [line.split() for line in page.splitlines() if line.split()[0] == name]
+        assert line[1:3] == [str(row["pictures"]), str(row["classes"])]
+        assert f"{row['value']:.2f}" in line and f"{row['chance']:.2f}" in line
+        assert ("*" in line) == row["seen_in_training"] == (name == "pets")
+        assert row["value"] == row[row["metric"]]
+    metrics = {name: row["metric"] for name, row in rows.items() if row["metric"] != "top1"}
+    assert metrics == {"hateful_memes": "auc", "kinetics700_frames": "top1_top5", "pets": "per_class"}
+    for key, names in (("paper", SOUND), ("all", list(rows))):
+        mean = statistics.mean(rows[name]["value"] for name in names)
+        assert found["averages"][key]["value"] == pytest.approx(mean, rel=1e-12)  # float64
+        assert f"sets: {mean:.2f} (chance " in page
+    assert "average of 3 of the paper's 26 sets" in page and "average of all 5 sets" in page
+    assert zeroshot.SEEN in page
+    told = errors.splitlines()
+    assert len(told) == 2 and "cub200 is left out: no pictures under" in told[0]
+    assert "dtd is left out: cannot read" in told[1] and list(found["left_out"]) == ["cub200", "dtd"]
+    with open(run.folder / "results.csv", newline="") as file:
+        noted = {row["data"]: row["value"] for row in csv.DictReader(file)}
+    assert noted == {name: f"{row['value']:.4f}" for name, row in rows.items()}
+
+
+def test_a_list_of_sets_makes_a_table_and_one_set_leaves_that_of_many(run, capsys):
+    assert run("--data", "mushrooms, pets,mushrooms") == 0
+    assert list(table(run)["sets"]) == ["mushrooms", "pets"]
+    assert "average of 1 of the paper's 26 sets" in capsys.readouterr().out
+    assert run("--data", "kinetics700_frames") == 0
+    assert list(table(run)["sets"]) == ["mushrooms", "pets"] and "average" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, code, why", [("cub200", 2, "no pictures under"), ("dtd", 1, "cannot read")])
+def test_a_damaged_set_that_was_named_ends_the_run(run, capsys, name, code, why):
+    try:
+        ended = run("--data", f"mushrooms,{name}")
+    except SystemExit as end:
+        ended = end.code
+    message = capsys.readouterr().err.strip().split("error: ")[-1]
+    assert ended == code and message.startswith(why) and "\n" not in message
+
+
+def test_no_set_that_can_be_measured_is_one_sentence(run, root, capsys):
+    for name in (*SOUND, "mushrooms"):
+        shutil.rmtree(root / name)
+    assert run("--data", "all") == 1
+    assert capsys.readouterr().err.endswith("no set could be measured\n")
+
+
+def test_memes_of_three_kinds_have_no_roc_curve(run, root, capsys):
+    (root / "hateful_memes/test/third").mkdir()
+    with pytest.raises(SystemExit):
+        run("--data", "hateful_memes")
+    assert "ROC AUC, which wants two classes: found 3" in capsys.readouterr().err
+
+
+def test_published_names_and_prompts_are_taken_where_a_file_has_them(run, root):
+    content = {"labels": {"pets": ["a cat", "a dog"]}, "templates": {"pets": ["{}."], "mushrooms": ["{}!"]}}
+    words = ["--data", "all"]
+    for kind, named in content.items():
+        (root / f"{kind}.json").write_text(json.dumps(named))
+        words += [f"--{kind}", str(root / f"{kind}.json")]
+    assert run(*words) == 0
+    how = {name: row["how"] for name, row in table(run)["sets"].items()}
+    assert how["pets"] == "1 published prompts, published names"
+    assert (how["mushrooms"], how["hateful_memes"]) == ("1 published prompts", "3 prompts")
+
+
+def test_a_table_that_cannot_be_written_is_shown_all_the_same(run, capsys):
+    (run.folder / f"{zeroshot.TABLE}.tmp").mkdir()
+    assert run("--data", "mushrooms,pets") == 0
+    page, errors = capsys.readouterr()
+    assert "average of all 2 sets" in page and "the table is not noted" in errors
+
+
+def test_the_list_shows_every_set_and_whether_it_is_there(root, capsys):
+    assert zeroshot.main(["--list", "--root", str(root)]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert set(tasks.PAPER) <= rows.keys()
+    there = {name for name in sets.names(root) if rows[name].split()[1] == "yes"}
+    assert there == {*SOUND, "mushrooms", "dtd", "cub200"}
+    assert "--download --data food101" in rows["food101"] and "kaggle" in rows["fer2013"]
+    assert "ROC AUC" in rows["hateful_memes"] and "scenes-heldout" in rows["The"]
+
+
+def test_a_download_that_fails_names_the_set(tmp_path, monkeypatch, capsys):
+    def dead(url, *args, **options):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr("urllib.request.urlopen", dead)
+    (tmp_path / "country211").mkdir()
+    words = ["--download", "--data", "dtd,country211,cub200", "--root", str(tmp_path)]
+    for split in ("train", "test"):
+        (tmp_path / "country211" / split / "AD").mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "country211" / split / "AD/0.jpg")
+    assert zeroshot.main(words) == 1
+    page, errors = capsys.readouterr()
+    assert page == f"country211 is there, under {tmp_path}\n"
+    assert "dtd was not downloaded" in errors and "cub200 cannot be downloaded" in errors
+
+
+# A folder, a captioned set
+
+
+def test_the_command_ranks_a_folder_for_a_sentence(checkpoints, tmp_path, capsys):
+    for name, colour in COLOURS.items():
+        Image.new("RGB", (9, 7), colour).save(tmp_path / f"{name}.png")
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    words = ["--checkpoint", str(checkpoints / "slip.pt"), "--folder", str(tmp_path), "--query", "a red boat"]
+    assert zeroshot.main([*words, "--top", "2"]) == 0
+    page, errors = capsys.readouterr()
+    first, second = (line.split() for line in page.splitlines())
+    assert float(first[0]) >= float(second[0]) and first[1].startswith(str(tmp_path))
+    assert errors.count("\n") == 1 and "1 of 4 pictures cannot be read" in errors
+
+
+def test_the_command_tells_recalls_both_ways(checkpoints, capsys):
+    (checkpoints / "results.csv").unlink(missing_ok=True)
+    assert command(checkpoints, "--checkpoint slip.pt --retrieval --pictures 30") == 0
+    page = capsys.readouterr().out.splitlines()
+    how = "train split, 30 of 40 pictures, 30 captions"
+    assert page[0] == f"scenes: {how}" and "may have seen" in page[4]
+    assert [line.split()[:3] for line in page[1:3]] == [["image", "to", "text"], ["text", "to", "image"]]
+    assert page[3].split()[2:] == ["R@1", "3.33%", "R@5", "16.67%", "R@10", "33.33%"]
+    with open(checkpoints / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["metric"] for row in rows[:3]] == [f"image to text R@{k}" for k in (1, 5, 10)]
+    assert {(row["task"], row["data"], row["how"], row["pictures"]) for row in rows} == {
+        ("retrieval", "scenes", how, "30")
+    }
+
+
+def test_a_captioned_set_is_told_to_type_retrieval(checkpoints, tmp_path, capsys):
+    captions = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "a"}]}
+    (tmp_path / "coco/annotations").mkdir(parents=True)
+    (tmp_path / "coco/annotations/captions_val2017.json").write_text(json.dumps(captions))
+    (tmp_path / "pairs.tsv").write_text("path\tcaption\na.jpg\ta boat\n")
+    for name in ("coco", str(tmp_path / "pairs.tsv")):
+        with pytest.raises(SystemExit) as end:
+            zeroshot.main(
+                ["--checkpoint", str(checkpoints / "slip.pt"), "--data", name, "--root", str(tmp_path)]
+            )
+        assert end.value.code == 2 and "--retrieval" in capsys.readouterr().err
