@@ -74,10 +74,19 @@ def embed_pictures(model, source, device, workers=0):
     kept = numbers >= 0
     bad = sorted(set(range(len(source))) - set(numbers[kept].tolist()))
     if bad:
-        ranks.warn(f"{len(bad):,} of {len(source):,} pictures cannot be read: {source.where(bad[0])}")
+        ranks.warn(f"{len(bad):,} of {len(source):,} pictures cannot be read: {fault(source, bad[0])}")
     if len(bad) == len(source):
         raise loop.Stop(f"no picture of {source.name} can be read")
     return embeds[kept], numbers[kept]
+
+
+def fault(source, index):
+    """Why an item cannot be read; a worker does not hand that over."""
+    try:
+        source[index]
+    except Exception as error:
+        return f"{source.where(index)} ({type(error).__name__}: {error})"
+    return source.where(index)
 
 
 # A sentence and a folder
