@@ -67,16 +67,17 @@ def labelled(name, root="data"):
 
 
 def open_captions(name, root="data"):
-    """(a captioned set, its split): "train" where there is no other with captions.."""
+    """(a captioned set, its split): "test", or "train" where no other has captions."""
     try:
-        source, split = open_source(name, root, "test"), "test"
-    except FileNotFoundError:  # a table, a folder, shards: one split
-        source = None
-    if source is None or source.classes is not None:
-        source, split = open_source(name, root, "train"), "train"
+        source = open_source(name, root, "test")
+        if source.classes is None:
+            return source, "test"
+    except FileNotFoundError:
+        pass  # a table, a folder, shards: one split
+    source = open_source(name, root, "train")
     if source.classes is not None:
         raise ValueError(f"{name} has classes, no captions: retrieval wants a captioned set")
-    return source, split
+    return source, "train"
 
 
 def names(root):
@@ -230,7 +231,7 @@ def read_library(entry, root, split):
         return Files(paths, labels), labels, folders
     dataset = getattr(torchvision.datasets, entry.kind)(root, **entry.splits[split == "test"])
     names = getattr(dataset, "classes", None)
-    if not entry.keeps:
+    if not entry.keeps:  # PCAM's pictures stay in one large file, and it gives them one by one
         return dataset, None, names
     kept = [getattr(dataset, name) for name in entry.keeps]
     if not len(kept[0]):

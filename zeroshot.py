@@ -57,11 +57,9 @@ def evaluate(model, source, device, *, names=None, templates=None, workers=0):
     model.eval()
     templates = templates or tasks.prompts(source.name)
     weights = classifier(model, names or source.classes, templates, device)  # [K, E]
-
-    def cosines(images):
-        return retrieval.embed_images(model, images) @ weights.T  # [B, K]
-
-    scores, labels = measure.over(source, size, device, cosines, workers=workers)
+    scores, labels = measure.over(
+        source, size, device, lambda x: retrieval.embed_images(model, x) @ weights.T, workers=workers
+    )  # [n, K]
     model.train(training)
     return measure.metrics(scores, labels)
 
@@ -120,10 +118,10 @@ def open_task(name, args, lenient):
 
 
 def open_tasks(args):
-    """-> (tasks, {set: why it is left out}); the latter None if none may be, for all were typed by name."""
-    chosen = typed(args.data)
-    left_out = {} if "all" in chosen else None
-    if left_out is not None:
+    """-> (tasks, {set: why it is left out}), the latter None if none may be: "all" was not typed."""
+    chosen, left_out = typed(args.data), None
+    if "all" in chosen:
+        left_out = {}
         there = [name for name in sets.names(args.root) if sets.found(name, args.root)]
         chosen = there + [name for name in chosen if name != "all"]
         for path in filter(None, (args.labels, args.templates)):
@@ -235,8 +233,8 @@ def run_retrieval(args, model, device, source, split):
 
 def arguments():
     parser = argparse.ArgumentParser(
-        description="Zero-shot transfer of a trained or published model: a table of sets, or what stands "
-        "below as instead of it.",
+        description="Zero-shot transfer of a trained or published model: a table of sets, or one of "
+        "the other uses below.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=__doc__.split("\n\n")[1],
     )
@@ -270,8 +268,7 @@ def show_list(root):
     """-> exit code."""
     print(f"{'set':<20}  there  {'metric':<20}  how to get it")
     for name in sets.names(root):
-        there = "yes" if sets.found(name, root) else "-"
-        metric = measure.METRICS[tasks.metric(name)]
+        there, metric = "yes" if sets.found(name, root) else "-", measure.METRICS[tasks.metric(name)]
         print(f"{name:<20}  {there:<5}  {metric:<20}  {sets.how_to_get(name, root)}")
     print(f"The first {len(tasks.PAPER)} are the paper's; built in: {', '.join(sets.SCENES)}.")
     print(f"Your own: {root}/NAME/test/<class>/*.jpg; names: a classes.txt of folder<TAB>name beside test.")
