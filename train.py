@@ -112,7 +112,7 @@ def arguments():
     pictures.add_argument(
         "--data",
         default="scenes",
-        help="scenes (built in), imagenet, fashionmnist, cifar10, cifar100, coco, cc3m, cc12m, "
+        help="scenes (built in), imagenet or another set of python zeroshot.py --list, coco, cc3m, cc12m, "
         "redcaps, yfcc15m, flickr8k, flickr30k, sbu, a table FILE.tsv, .csv or .jsonl of path and caption, "
         "shards as '{00000..00331}.tar', or a folder under --root with train/<class name>/, or with x.jpg "
         "and x.txt (default: %(default)s)",

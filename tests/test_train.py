@@ -227,7 +227,7 @@ WRONG = [
     ("--method moco", "invalid choice"),
     ("--data nothere", "unknown --data 'nothere'"),
     ("--data imagenet", "put its training pictures in"),
-    ("--data fashionmnist", "download it with"),
+    ("--data fashionmnist", "zeroshot.py --download"),
     ("--data scenes-nothere", "unknown --data"),
     ("--model resnet50", "unknown model 'resnet50'"),
     ("--batch-size 0", "found --batch-size 0"),
