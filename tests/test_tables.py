@@ -31,7 +31,7 @@ def test_every_row_of_every_table_is_a_line_that_train_takes():
             args = typed("--data", data, tables.miniature(data).flags, flags.format(data=data))
             assert (args.method == "clip") == row.startswith("CLIP") and args.method in slip.METHODS
     methods = {typed(tables.RUNS[row]).method for row in tables.TABLES["ssl-frameworks"]}
-    assert methods == set(slip.METHODS)
+    assert methods == {method for method, (language, _) in slip.METHODS.items() if language}
 
 
 def test_two_rows_never_share_a_folder():
