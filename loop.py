@@ -236,101 +236,119 @@ def fit(
     ends the run. Raises Stop.
     """
     run = state["run"] if state else dict(step=0, rows=[], sums={}, count=0, best=None, seen=0, bad=0)
-    run = {name: value for name, value in run.items() if name != "optimizer"} | {
-        "args": args,
-        "versions": versions(),
-    }
+    run = {name: value for name, value in run.items() if name != "optimizer"}
+    run |= {"args": args, "versions": versions()}
     if state:
         optimizer.load_state_dict(state["run"]["optimizer"])
-    live, begun, waited, told = Live(), time.monotonic(), 0.0, False
-    first, parameters = run["step"], [p for group in optimizer.param_groups for p in group["params"]]
-    epoch_begun, epoch_first = begun, first
-
-    def checkpoint():
-        save(
-            out,
-            model,
-            run | {"optimizer": optimizer.state_dict(), "date": time.strftime("%Y-%m-%d %H:%M:%S")},
-        )
-        write_log(out, run["rows"])
-
+    first, pace = run["step"], Pace(run["step"], steps, batch_size, args["workers"])
     with Signals() as signals:
         stream = iter(batches(range(first, steps)))
         for step in range(first, steps):
-            waiting = time.monotonic()
-            batch = next(stream)
-            waited += time.monotonic() - waiting
+            batch = pace.wait_for(stream)
             count_bad(run, batch.pop("skipped", ()), batch_size, bad_share, out)
-            lr = rate(step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group.get("lr_scale", 1.0)
             torch.manual_seed(args["seed"] * 1_000_003 + step)
-            loss, stats = loss_of(batch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            stats["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf)
-            stats = {"loss": loss.item()} | {name: float(value) for name, value in stats.items()}
-            if not (math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"])):
-                whole = os.path.join(out, CHECKPOINT)
-                whole = (
-                    f"the last good checkpoint is {whole}"
-                    if os.path.exists(whole)
-                    else "no checkpoint was written yet"
-                )
-                raise Stop(
-                    f"loss {stats['loss']} with gradient norm {stats['grad_norm']} at step {step + 1}, "
-                    f"learning rate {lr:.2g}: stopped; {whole}; try a lower --lr or --clip-grad 1"
-                )
-            optimizer.step()
+            stats = learn(optimizer, loss_of, batch, rate(step), clip, step, out)
             after_step(step)
-            run["step"], run["count"] = step + 1, run["count"] + 1
+            run |= {"step": step + 1, "count": run["count"] + 1}
             for name, value in stats.items():
                 run["sums"][name] = run["sums"].get(name, 0.0) + value
-
-            elapsed, done = time.monotonic() - begun, step + 1 - first
-            share = waited / elapsed
-            speed = (step + 1 - epoch_first) * batch_size / (time.monotonic() - epoch_begun)
-            shown = "  ".join(f"{name} {value:.3g}" for name, value in stats.items())
-            left = spell(elapsed / done * (steps - step - 1))
-            pace = f"{speed:.0f} images/s  wait {share:.0%}  {left} left"
-            live.show(f"step {step + 1}/{steps}  {shown}  lr {lr:.1e}  {pace}")
-            if share > 0.1 and done >= 20 and not told:
-                told = True
-                ranks.warn(
-                    f"{share:.0%} of the time waits for pictures: type --workers {args['workers'] + 2}"
-                )
+            pace.show(step, stats, rate(step))
 
             ended = (step + 1) % epoch_steps == 0 or step + 1 == steps
             if ended:
-                live.clear()
-                means = {name: value / run["count"] for name, value in run["sums"].items()}
+                pace.live.clear()
                 measured, score = after_epoch()
-                row = (
-                    dict(
-                        epoch=-(-(step + 1) // epoch_steps), step=step + 1, **means, lr=lr, images_per_s=speed
-                    )
-                    | measured
-                )
-                row = {n: row.get(n, "") for n in columns}
-                row = {n: round(v, 5) if isinstance(v, float) and n != "lr" else v for n, v in row.items()}
-                run |= {"rows": [*run["rows"], row], "sums": {}, "count": 0}
-                show_row(row, first_row=len(run["rows"]) == 1 or epoch_first == first)
-                if score is not None and (run["best"] is None or score > run["best"]):
-                    run["best"] = score
-                    path = os.path.join(out, BEST)
-                    with writing(path, f"{path}.tmp"):
-                        if ranks.rank() == 0:
-                            slip.save(path, unwrapped(model), {"args": args, "step": step + 1})
-                epoch_begun, epoch_first = time.monotonic(), step + 1
+                measured |= {"epoch": -(-(step + 1) // epoch_steps), "step": step + 1}
+                measured |= {"lr": rate(step), "images_per_s": pace.speed}
+                end_epoch(run, columns, measured, first_row=pace.epochs == 0)
+                keep_best(out, model, run, score)
+                pace.begin_epoch(step + 1)
             caught = signals.caught if ranks.world() == 1 else int(ranks.total(torch.tensor(signals.caught)))
             if ended or caught or (save_every and (step + 1) % save_every == 0):
-                checkpoint()
+                date = time.strftime("%Y-%m-%d %H:%M:%S")
+                save(out, model, run | {"optimizer": optimizer.state_dict(), "date": date})
+                write_log(out, run["rows"])
             if caught and step + 1 < steps:
-                live.clear()
+                pace.live.clear()
                 raise Stop(
                     f"stopped by a signal after step {step + 1}, saved: the same line goes on from here", 143
                 )
     return run["rows"]
+
+
+def learn(optimizer, loss_of, batch, lr, clip, step, out):
+    """One step of the optimizer -> {name: number}. Weights stay as they were if the loss is not finite."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+    loss, stats = loss_of(batch)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    stats["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf)
+    stats = {"loss": loss.item()} | {name: float(value) for name, value in stats.items()}
+    if not (math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"])):
+        whole = os.path.join(out, CHECKPOINT)
+        whole = (
+            f"the last good checkpoint is {whole}"
+            if os.path.exists(whole)
+            else "no checkpoint was written yet"
+        )
+        raise Stop(
+            f"loss {stats['loss']} with gradient norm {stats['grad_norm']} at step {step + 1}, "
+            f"learning rate {lr:.2g}: stopped; {whole}; try a lower --lr or --clip-grad 1"
+        )
+    optimizer.step()
+    return stats
+
+
+def end_epoch(run, columns, measured, first_row):
+    """The means of the epoch and what was measured, as a row of the log, shown."""
+    means = {name: value / run["count"] for name, value in run["sums"].items()}
+    row = {name: (means | measured).get(name, "") for name in columns}
+    row = {n: round(v, 5) if isinstance(v, float) and n != "lr" else v for n, v in row.items()}
+    run |= {"rows": [*run["rows"], row], "sums": {}, "count": 0}
+    show_row(row, first_row)
+
+
+def keep_best(out, model, run, score):
+    """best.pt, if the score is the highest so far."""
+    if score is None or (run["best"] is not None and score <= run["best"]):
+        return
+    run["best"] = score
+    path = os.path.join(out, BEST)
+    with writing(path, f"{path}.tmp"):
+        if ranks.rank() == 0:
+            slip.save(path, unwrapped(model), {"args": run["args"], "step": run["step"]})
+
+
+class Pace:
+    """How fast it goes, what waits for pictures, how much is left: the live line."""
+
+    def __init__(self, first, steps, batch_size, workers):
+        self.first, self.steps, self.batch_size, self.workers = first, steps, batch_size, workers
+        self.live, self.begun, self.waited, self.told, self.epochs = Live(), time.monotonic(), 0.0, False, -1
+        self.begin_epoch(first)
+
+    def begin_epoch(self, step):
+        self.epoch_begun, self.epoch_first, self.epochs = time.monotonic(), step, self.epochs + 1
+
+    def wait_for(self, stream):
+        begun = time.monotonic()
+        batch = next(stream)
+        self.waited += time.monotonic() - begun
+        return batch
+
+    def show(self, step, stats, lr):
+        now, done = time.monotonic(), step + 1 - self.first
+        share = self.waited / (now - self.begun)
+        self.speed = (step + 1 - self.epoch_first) * self.batch_size / (now - self.epoch_begun)  # images/s
+        left = spell((now - self.begun) / done * (self.steps - step - 1))
+        shown = "  ".join(f"{name} {value:.3g}" for name, value in stats.items())
+        pace = f"{self.speed:.0f} images/s  wait {share:.0%}  {left} left"
+        self.live.show(f"step {step + 1}/{self.steps}  {shown}  lr {lr:.1e}  {pace}")
+        if share > 0.1 and done >= 20 and not self.told:
+            self.told = True
+            ranks.warn(f"{share:.0%} of the time waits for pictures: type --workers {self.workers + 2}")
 
 
 def count_bad(run, names, batch_size, bad_share, out):
