@@ -87,7 +87,26 @@ def arguments():
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=__doc__.split("\n\n", 1)[1],
     )
-    what = parser.add_argument_group("what is trained")
+    flags_of_the_model(parser.add_argument_group("what is trained"))
+    flags_of_the_pictures(parser.add_argument_group("on what"))
+    flags_of_the_run(parser.add_argument_group("how"))
+    where = parser.add_argument_group("where")
+    where.add_argument(
+        "--out", help="run folder: checkpoint.pt, best.pt, log.csv (default: runs/DATA-METHOD)"
+    )
+    where.add_argument("--save-every", type=int, metavar="STEPS", help="checkpoints within an epoch as well")
+    where.add_argument("--workers", type=int, help="processes that decode (small sets: 0)")
+    where.add_argument("--device", help="cpu, cuda or cuda:N (default: the best at hand)")
+    where.add_argument(
+        "--precision", choices=["fp32", "bf16"], help="default: bf16 autocast on CUDA, fp32 on the CPU"
+    )
+    where.add_argument(
+        "--compile", action="store_true", help="torch.compile the towers: slower to start, faster to run"
+    )
+    return parser
+
+
+def flags_of_the_model(what):
     what.add_argument(
         "--method", default="slip", choices=slip.METHODS, help="the objective (default: %(default)s)"
     )
@@ -108,7 +127,9 @@ def arguments():
         help="BEiT's visual tokens from a TorchScript encoder of pictures in [0, 1] -> logits [b, K, h, w] "
         "(default: k-means over patches). The file is a program: take it only from whom you trust",
     )
-    pictures = parser.add_argument_group("on what")
+
+
+def flags_of_the_pictures(pictures):
     pictures.add_argument(
         "--data",
         default="scenes",
@@ -137,7 +158,9 @@ def arguments():
         "--light-crop", type=float, help="smallest share of the picture in a light crop (the paper: 0.5)"
     )
     pictures.add_argument("--strong-crop", type=float, help="the same in a strong view (the paper: 0.08)")
-    how = parser.add_argument_group("how")
+
+
+def flags_of_the_run(how):
     how.add_argument("--epochs", type=int, help="passes over the pictures")
     how.add_argument("--max-steps", type=int, help="end, and the cosine with it, after so many steps")
     how.add_argument("--batch-size", type=int, help="pictures in a step, over all ranks")
@@ -152,20 +175,6 @@ def arguments():
     )
     how.add_argument("--overfit", action="store_true", help="one batch again and again: does anything learn?")
     how.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
-    where = parser.add_argument_group("where")
-    where.add_argument(
-        "--out", help="run folder: checkpoint.pt, best.pt, log.csv (default: runs/DATA-METHOD)"
-    )
-    where.add_argument("--save-every", type=int, metavar="STEPS", help="checkpoints within an epoch as well")
-    where.add_argument("--workers", type=int, help="processes that decode (small sets: 0)")
-    where.add_argument("--device", help="cpu, cuda or cuda:N (default: the best at hand)")
-    where.add_argument(
-        "--precision", choices=["fp32", "bf16"], help="default: bf16 autocast on CUDA, fp32 on the CPU"
-    )
-    where.add_argument(
-        "--compile", action="store_true", help="torch.compile the towers: slower to start, faster to run"
-    )
-    return parser
 
 
 def check(args):
@@ -242,6 +251,26 @@ def set_up(args):
     language, partner = slip.METHODS[args.method]
     args.out = args.out or os.path.join("runs", f"{Path(args.data).stem}-{args.method}")
     device = ranks.start(args.device)
+    captioned, other, held = open_pictures(args, language)
+    model, encoder = make_model(args, captioned, learn=typed_vocab is None)
+    state = loop.resume(args.out, vars(args), FREE | {"recompute"})
+    if state:
+        model.load_state_dict(state["weights"])
+    views = data.Views(
+        captioned, other, image_size=args.image_size, seed=args.seed, light_crop=args.light_crop,
+        strong_crop=args.strong_crop, language=language, pair=data.PAIRS[partner] if partner else None,
+        patch=args.patch, clip_strong=data.augment.SIMCLR if args.clip_aug == "simclr" else None,
+        clip_views=args.clip_views,
+    )  # fmt: skip
+    if model.branch is not None:
+        model.branch.begin(lambda: some_views(views), encoder)
+    return device, model.to(device), state, views, held
+
+
+def open_pictures(args, language):
+    """-> (captioned pictures, others for self-supervision or None, those held out), and the length of the
+    run.
+    """
     whole = sets.open_source(args.data, args.root, "train")
     kept, held = data.holdout(len(whole), args.seed)
     source, held = data.part(whole, kept), data.part(whole, held)
@@ -263,38 +292,32 @@ def set_up(args):
         )
     if ranks.world() > args.batch_size:
         raise ValueError(f"{ranks.world()} ranks cannot share a batch of {args.batch_size}")
-    tokenizer = None
-    if language:
-        args.vocab, tokenizer = make_tokenizer(args.vocab, captioned, optional=typed_vocab is None)
+    args.captioned_by = "captions" if captioned.classes is None else "class names"
+    args.epoch_steps = len(source) // args.batch_size
+    args.steps = args.max_steps or args.epochs * args.epoch_steps
+    return captioned, other, held
+
+
+def make_model(args, captioned, learn):
+    """-> (a new model with its tokenizer, BEiT's visual tokenizer or None). `learn`: as make_tokenizer's
+    `optional`.
+    """
+    tokenizer = encoder = None
+    if slip.METHODS[args.method][0]:
+        args.vocab, tokenizer = make_tokenizer(args.vocab, captioned, optional=learn)
     config = slip.configure(
         args.method, args.model, image_size=args.image_size, patch=args.patch, ssl_temp=args.ssl_temp,
         vocab_size=tokenizer.vocab_size if tokenizer else None,
     )  # fmt: skip
-    encoder = None
     if args.visual_tokenizer:
         encoder = VisualTokenizer(args.visual_tokenizer, config.image_size, config.patch)
         config = dataclasses.replace(config, ssl_out=encoder.size)
     args.image_size, args.patch, args.ssl_temp = config.image_size, config.patch, config.ssl_temp
-    args.captioned_by = "captions" if captioned.classes is None else "class names"
     torch.manual_seed(args.seed)
     model = slip.build(config)
     model.tokenizer = tokenizer
     model.visual.patch_embed.requires_grad_(not args.freeze_patches)
-    args.epoch_steps = len(source) // args.batch_size
-    args.steps = args.max_steps or args.epochs * args.epoch_steps
-    state = loop.resume(args.out, vars(args), FREE | {"recompute"})
-    if state:
-        model.load_state_dict(state["weights"])
-    pair = data.PAIRS[partner] if partner else None
-    clip_strong = data.augment.SIMCLR if args.clip_aug == "simclr" else None
-    views = data.Views(
-        captioned, other, image_size=args.image_size, seed=args.seed, light_crop=args.light_crop,
-        strong_crop=args.strong_crop, language=language, pair=pair, patch=args.patch,
-        clip_strong=clip_strong, clip_views=args.clip_views,
-    )  # fmt: skip
-    if model.branch is not None:
-        model.branch.begin(lambda: some_views(views), encoder)
-    return device, model.to(device), state, views, held
+    return model, encoder
 
 
 def some_views(views, most=1000):
@@ -398,7 +421,10 @@ def main(argv=None):
     optimizer = torch.optim.AdamW(
         recipe.parameter_groups(model, args.wd), lr=args.lr, betas=recipe.BETAS, eps=recipe.EPS, fused=True
     )
-    wrapped = ranks.wrap(model.train(), device)
+    wrapped, warmup = (
+        ranks.wrap(model.train(), device),
+        min(args.warmup_epochs * args.epoch_steps, args.steps / 10),
+    )
 
     def batches(steps):
         steps = [0] * len(steps) if args.overfit else steps
@@ -412,28 +438,13 @@ def main(argv=None):
         if model.branch is not None:
             model.branch.after_step(model.visual, (step + 1) / args.steps)
 
-    warmup = min(args.warmup_epochs * args.epoch_steps, args.steps / 10)
-    code = loop.guarded(
-        lambda: loop.fit(
-            wrapped,
-            optimizer,
-            batches,
-            step_loss(wrapped, args, device),
-            out=args.out,
-            args=vars(args),
-            state=state,
-            steps=args.steps,
-            epoch_steps=args.epoch_steps,
-            batch_size=args.batch_size,
-            columns=COLUMNS,
-            rate=lambda step: recipe.learning_rate(step, args.steps, warmup, args.lr),
-            after_step=after_step,
-            after_epoch=evaluation,
-            save_every=args.save_every,
-            clip=args.clip_grad,
-            bad_share=data.BAD_SHARE,
-        )
-    )
+    code = loop.guarded(lambda: loop.fit(
+        wrapped, optimizer, batches, step_loss(wrapped, args, device), out=args.out, args=vars(args),
+        state=state, steps=args.steps, epoch_steps=args.epoch_steps, batch_size=args.batch_size,
+        columns=COLUMNS, rate=lambda step: recipe.learning_rate(step, args.steps, warmup, args.lr),
+        after_step=after_step, after_epoch=evaluation, save_every=args.save_every, clip=args.clip_grad,
+        bad_share=data.BAD_SHARE,
+    ))  # fmt: skip
     if code == 0:
         report(args, model, device, evaluation.test)
         ranks.stop()
