@@ -1,19 +1,19 @@
 """What is better looked at: a run in pictures, drawn from its checkpoint, its log and its data.
 
     pip install matplotlib
-    python figures.py runs/scenes-slip                                # all, to runs/scenes-slip/figures; 13 s
+    python figures.py runs/scenes-slip                                 # all, to runs/scenes-slip/figures; 13 s
     python figures.py runs/scenes-slip runs/scenes-clip --only curves   # two runs, one laid over the other
-    python figures.py runs/scenes-slip --image boat.png               # views and attention of your own picture
+    python figures.py runs/scenes-slip --image boat.png                # views and attention of your picture
 
 views        a picture, and what the image tower sees of it in five epochs
-curves       the losses and the zero-shot accuracy at each epoch, beside chance
-similarity   captions against pictures that were held out from training: does each find its own?
-predictions  test pictures, and the classes which prompts find likeliest
+curves       the losses and the zero-shot accuracy after each epoch, beside chance
+similarity   captions against pictures, both held out from training: does each find its own?
+predictions  test pictures, and the classes which the prompts find likeliest
 attention    where the class token looks in the last block
 map          features of test pictures, in the plane in which the classes differ most
 tokens       how captions are cut
 
-A figure is a PNG of at most 120 KB, decided by the run and its seed. Not here: accuracies (zeroshot.py, linear.py).
+A figure is a PNG of at most 120 KB, decided by the run and its seed. Not here: accuracies (zeroshot.py).
 """
 
 import argparse
@@ -23,7 +23,7 @@ import math
 import os
 import sys
 import textwrap
-from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -42,8 +42,7 @@ import tasks
 import zeroshot
 
 LIMIT = 120_000  # bytes of a file
-OF_A_PICTURE = ("views", "attention")  # what --image draws
-RARE = "Two kittens asleep in the café"  # words that few captions know
+RARE = "Two kittens asleep in the café"  # words that few sets of captions know
 # Okabe and Ito's colours, which every kind of eye tells apart; and still nothing is said by colour alone.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS, DASHES = "osD^vPX<*hp>", ("-", "--", "-.", ":")
@@ -51,46 +50,55 @@ STYLE = {"font.size": 10, "axes.titlesize": 10, "figure.titlesize": 11, "text.pa
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False}
 
 
-@dataclass
-class Run:
-    """What a run folder leads to. A set that is not on this machine is None."""
+class Without(Exception):
+    """Why a run has no such figure, in a sentence."""
 
-    model: slip.SLIP
-    args: dict  # of train.py
-    logs: dict  # name of a run -> (its args, the rows of its log); this run's first
-    seen: data.Source | None  # pictures it was trained on
-    held: data.Source | None  # held out from these
-    test: data.Source | None
-    absent: dict  # "train" or "test" -> why it is None
-    device: torch.device
+
+class Run:
+    """A run folder, the logs of others beside its own, and its sets, opened when a figure first asks.
+
+    `image`: a picture file to stand in for the sets. Raises ValueError or FileNotFoundError with one sentence.
+    """
+
+    def __init__(self, folders, root=None, image=None):
+        base = os.path.commonpath([os.path.dirname(os.path.abspath(folder)) for folder in folders])
+        self.logs = {os.path.relpath(folder, base): read_log(folder) for folder in folders}
+        self.args = next(iter(self.logs.values()))[0]
+        self.root, self.seed, self.device = root or self.args["root"], self.args["seed"], ranks.start()
+        self.model = slip.load(os.path.join(folders[0], loop.CHECKPOINT)).to(self.device)
+        self.own = data.Source(os.path.basename(image), [(read_own(image), "")]) if image else None
+
+    def open(self, split):
+        try:
+            return self.own or sets.open_source(self.args["data"], self.root, split)
+        except (ValueError, FileNotFoundError) as error:
+            raise Without(error) from None
+
+    @cached_property
+    def train(self):
+        """(pictures it was trained on, pictures held out from these)"""
+        whole = self.open("train")
+        return [data.part(whole, indices) for indices in data.holdout(len(whole), self.seed)]
+
+    @cached_property
+    def test(self):
+        return self.open("test")
 
     def order(self, count):
-        """0 to count - 1, shuffled by the run's seed."""
-        return np.random.default_rng((self.args["seed"], count)).permutation(count).tolist()
+        """0 to count - 1, shuffled by the seed."""
+        return np.random.default_rng((self.seed, count)).permutation(count).tolist()
 
-
-def open_run(folders, root=None):
-    """The run in folders[0], with the logs of all. Raises ValueError or FileNotFoundError with one sentence."""
-    base = os.path.commonpath([os.path.dirname(os.path.abspath(folder)) for folder in folders])
-    logs = {os.path.relpath(folder, base): read_log(folder) for folder in folders}
-    args, device = next(iter(logs.values()))[0], ranks.start()
-    model = slip.load(os.path.join(folders[0], loop.CHECKPOINT)).to(device)
-    found, absent = {"train": None, "test": None}, {}
-    for split in found:
-        try:
-            found[split] = sets.open_source(args["data"], root or args["root"], split)
-        except (ValueError, FileNotFoundError) as error:
-            absent[split] = str(error)
-    seen = held = found["train"]
-    if seen is not None:
-        seen, held = (data.part(seen, indices) for indices in data.holdout(len(seen), args["seed"]))
-    return Run(model, args, logs, seen, held, found["test"], absent, device)
+    def needs(self, captions=False, classes=False):
+        if captions and self.model.text is None:
+            raise Without(f"a {self.args['method']} model is trained without captions")
+        if classes and self.test.classes is None:
+            raise Without(f"{self.test.name} has captions, no classes")
 
 
 def read_log(folder):
     """A run folder -> (the args of its training, the rows of its log.csv: none in the first epoch)."""
     if not os.path.isdir(folder):
-        raise FileNotFoundError(f"no run folder at {folder}: type what train.py calls --out, runs/NAME")
+        raise FileNotFoundError(f"no run folder at {folder}: type one that train.py has made, runs/NAME")
     path = os.path.join(folder, loop.CHECKPOINT)
     args = (slip.read(path).get("run") or {}).get("args", {})
     if not {"data", "method", "batch_size"} <= args.keys():
@@ -102,90 +110,72 @@ def read_log(folder):
         return args, list(csv.DictReader(file))
 
 
-def lacks(run, name):
-    """Why a run has no figure of this name, in words, or None if it has."""
-    test = run.test
-    if name in ("similarity", "predictions", "tokens") and run.model.text is None:
-        return f"a {run.model.config.method} model learns without captions"
-    if name in ("views", "similarity", "tokens") and run.seen is None:
-        return run.absent["train"]
-    if name in ("similarity", "tokens") and len(run.held) < 2:
-        return "the set is too small to hold pictures out"
-    if name in ("predictions", "attention", "map") and test is None:
-        return run.absent["test"]
-    if name in ("predictions", "map") and test.classes is None:
-        return f"{test.name} has captions, no classes"
-    if name == "map" and len(test) < 2 * len(test.classes):
-        return f"{test.name} has fewer than two test pictures a class"
-    empty = [folder for folder, (_, rows) in run.logs.items() if not rows]
-    if name == "curves" and empty:
-        return f"{empty[0]} has no log.csv: it is written at the end of the first epoch"
-    return None
+def read_own(path):
+    try:
+        return data.read_picture(path)
+    except Exception as error:  # damaged files break Pillow in every way there is
+        raise ValueError(f"cannot read the picture {path}: {error}") from None
 
 
 # The numbers
 
 
-def chance(column, args, test):
+def chance(column, args, classes):
     """What a column of the log is before anything is learned, or None where no number is known."""
     language, partner = slip.METHODS[args["method"]]
     if column == "clip_loss":
         return math.log(args["batch_size"]) if language else None
     if column == "ssl_loss":
         return math.log(2 * args["batch_size"] - 1) if partner == "simclr" else None
-    return 100 / len(test.classes) if test is not None and test.classes else None
+    return 100 / len(classes) if classes else None
 
 
-def views_of(run, index, epochs):
-    """A training picture -> (name of a view -> normalised [epochs, 3, S, S], the epochs' captions)."""
-    args, config = run.args, run.model.config
-    language, partner = slip.METHODS[config.method]
+def training_views(run, source, keys):
+    """Keys (epoch, index) of a source -> what training makes of them: ({view: normalised [n, 3, S, S]}, captions)."""
+    args, (language, partner) = run.args, slip.METHODS[run.args["method"]]
     views = data.Views(
-        run.seen, None, image_size=config.image_size, seed=args["seed"], light_crop=args["light_crop"],
+        source, None, image_size=run.model.config.image_size, seed=run.seed, light_crop=args["light_crop"],
         strong_crop=args["strong_crop"], language=language, pair=data.PAIRS[partner] if partner else None,
         clip_strong=augment.SIMCLR if args["clip_aug"] == "simclr" else None,
     )  # fmt: skip
-    batch = data.collate([views[(epoch, index), (epoch, index)] for epoch in range(epochs)])
+    batch = data.collate([views[key, key] for key in keys])
     del batch["skipped"]
     captions = batch.pop("caption", [])
     return data.device_views(batch), captions
 
 
-def held_out(run, count):
-    """Caption -> uint8 view [3, S, S] of held-out pictures, no two captions alike."""
-    views = data.Views(
-        run.held, None, image_size=run.model.config.image_size, seed=run.args["seed"], light_crop=1.0,
-        strong_crop=1.0, language=True, pair=None,
-    )  # fmt: skip
-    found = {}
-    for index in run.order(len(run.held))[: 10 * count]:
-        sample = views[(0, index), (0, index)]
-        found.setdefault(sample["caption"], sample["images"])
-    return dict(list(found.items())[:count])
+def held_out(run):
+    """At most ten pairs that were held out, no two captions alike -> (captions, normalised [n, 3, S, S])."""
+    run.needs(captions=True)
+    held = run.train[1]
+    if len(held) < 2:
+        raise Without(f"{held.name} is too small to hold pictures out")
+    shown, captions = training_views(run, held, [(0, index) for index in run.order(len(held))[:40]])
+    first = {caption: row for row, caption in reversed(list(enumerate(captions)))}
+    rows = sorted(first.values())[:10]
+    return [captions[row] for row in rows], shown["images"][rows]
 
 
 @torch.no_grad()
 def cosines(model, captions, images, device):
-    """B captions, uint8 images [B, 3, S, S] -> [B, B], a row for each caption, a column for each picture."""
+    """B captions, normalised images [B, 3, S, S] -> [B, B]: a row for each caption, a column for each picture."""
     tokens = model.tokenizer(captions, model.config.context).to(device)
-    image_embed = F.normalize(model.encode_image(augment.normalise(images.to(device))), dim=-1)  # [B, E]
+    image_embed = F.normalize(model.encode_image(images.to(device)), dim=-1)  # [B, E]
     text_embed = F.normalize(model.encode_text(tokens), dim=-1)  # [B, E]
     return (text_embed @ image_embed.T).cpu().numpy()
 
 
-@torch.no_grad()
 def likeliest(run, source, count):
-    """n labelled pictures -> probabilities, classes [n, count] from the likeliest on, labels [n]."""
-    prompts = tasks.prompts(source.name)
-    weights = zeroshot.classifier(run.model, source.classes, prompts, run.device)  # [K, E]
-    logits, labels = measure.over(
-        source,
-        run.model.config.image_size,
-        run.device,
-        lambda x: run.model.logit_scale.exp() * F.normalize(run.model.encode_image(x), dim=-1) @ weights.T,
-    )
-    top = logits.softmax(1).topk(min(count, len(source.classes)))
-    return top.values.cpu(), top.indices.cpu(), labels.cpu()
+    """n labelled pictures -> probabilities and classes [n, count], the likeliest first, and labels [n]."""
+    model, prompts = run.model, tasks.prompts(source.name)
+    weights = zeroshot.classifier(model, source.classes, prompts, run.device)  # [K, E]
+
+    def logits(images):
+        return model.logit_scale.exp() * F.normalize(model.encode_image(images), dim=-1) @ weights.T  # [B, K]
+
+    scores, labels = measure.over(source, model.config.image_size, run.device, logits)
+    values, classes = scores.softmax(1).topk(min(count, len(source.classes)))
+    return values.tolist(), classes.tolist(), labels.tolist()
 
 
 @torch.no_grad()
@@ -219,13 +209,285 @@ def plane(features, labels):
 
 
 def cut(tokenizer, caption, context):
-    """A caption -> [(id, its piece of text, number of the word or None for start and end)]."""
-    pieces, word = [], 0
+    """A caption -> [(id, its text, the number of its word; None for start and end)]."""
+    found, word = [], 0
     for token in tokenizer(caption, context)[0].tolist():
         if token >= tokenizer.start:
-            pieces.append((token, "start" if token == tokenizer.start else "end", None))
-            continue
-        piece = tokenizer.pieces[token]  # bytes; a space ends a word
-        pieces.append((token, piece.decode("utf-8", "backslashreplace").strip(), word))
-        word += piece.endswith(b" ")
-    return pieces
+            found.append((token, "start" if token == tokenizer.start else "end", None))
+        else:
+            piece = tokenizer.pieces[token]  # bytes; a space ends a word
+            found.append((token, piece.decode("utf-8", "backslashreplace").strip(), word))
+            word += piece.endswith(b" ")
+    return found
+
+
+# The figures: a run -> a matplotlib Figure
+
+
+def sheet(width, height, title):
+    """An empty figure, in inches, whose parts make room for each other."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), layout="constrained", facecolor="white")
+    figure.suptitle(textwrap.fill(title, int(11 * width)))
+    return figure
+
+
+def show(axis, picture, **style):
+    """A picture, PIL, [S, S, 3] or a view [3, S, S], without ticks; the pixels of a small one stay squares."""
+    if torch.is_tensor(picture):  # normalised
+        mean, std = torch.tensor(augment.MEAN), torch.tensor(augment.STD)
+        picture = (picture.permute(1, 2, 0) * std + mean).clamp(0, 1)
+    small = np.asarray(picture).shape[0] < 96
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+    return axis.imshow(picture, interpolation="nearest" if small else "antialiased", **style)
+
+
+def views(run):
+    seen, strong = run.train[0], run.args["clip_aug"] == "simclr"
+    index = run.order(len(seen))[0]
+    shown, captions = training_views(run, seen, [(epoch, index) for epoch in range(5)])
+    names = {"images": f"{'strong view' if strong else 'light crop'}\nfor the caption"}
+    names |= {"view1": "strong view 1", "view2": "strong view 2"}
+    title = "A picture, and what the image tower sees of it in five epochs"
+    figure = sheet(9.6, 1.35 * len(shown) + 0.7, title)
+    left, right = figure.subfigures(1, 2, width_ratios=(2, 6))
+    axis, axes = left.subplots(), right.subplots(len(shown), 5, squeeze=False)
+    show(axis, seen[index][0])
+    told = "\n".join(f"“{textwrap.shorten(caption, 90)}”" for caption in dict.fromkeys(captions) if caption)
+    axis.set(title=f"from {seen.name}", xlabel=textwrap.fill(told, 28, replace_whitespace=False))
+    for row, (name, pictures) in zip(axes, shown.items()):
+        row[0].set_ylabel(names.get(name, name))
+        for axis, picture in zip(row, pictures):
+            show(axis, picture)
+    for epoch, axis in enumerate(axes[0], 1):
+        axis.set_title(f"epoch {epoch}")
+    return figure
+
+
+def curves(run):
+    empty = [name for name, (_, rows) in run.logs.items() if not rows]
+    if empty:
+        raise Without(f"{empty[0]} has no log.csv, which is written at the end of the first epoch")
+    titles = {"clip_loss": "clip_loss (InfoNCE), nats", "ssl_loss": "ssl_loss (NT-Xent), nats"}
+    titles |= {"zeroshot_top1": f"zero-shot top-1 on {run.args['data']}, %"}
+    drawn = [n for n in titles if any(row.get(n) for _, rows in run.logs.values() for row in rows)]
+    title = "Training: the mean of each epoch's losses, zero-shot accuracy at its end"
+    figure = sheet(3.4 * len(drawn) + 0.4, 3.6, title)
+    axes, lines = figure.subplots(1, len(drawn), squeeze=False)[0], {}
+    classes = run.test.classes if "zeroshot_top1" in drawn else None
+    for axis, column in zip(axes, drawn):
+        axis.margins(y=0.12)
+        for i, (name, (args, rows)) in enumerate(run.logs.items()):
+            points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
+            if points:
+                style = dict(color=COLOURS[i % 7], linestyle=DASHES[i % 4], marker=MARKERS[i % 12])
+                (lines[name],) = axis.plot(*zip(*points), **style, markersize=4)
+                value = chance(column, args, classes)
+                axis.axhline(value, color="#666666", linestyle=":", linewidth=1)
+                axis.text(points[-1][0], value, f"chance {value:.3g}", ha="right", va="bottom", fontsize=9)
+        axis.set(title=titles[column], xlabel="step", xlim=(0, None), ylim=(0, None))
+        axis.grid(alpha=0.25)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def similarity(run):
+    captions, images = held_out(run)
+    matrix, n = cosines(run.model, captions, images, run.device), len(captions)
+    texts, pictures = ((matrix.argmax(axis) == np.arange(n)).sum() for axis in (1, 0))
+    title = f"Cosines of held-out captions and pictures: {texts} of {n} captions find their picture, "
+    title += f"{pictures} of {n} pictures their caption (framed: the right pairs, bold: the largest of a row)"
+    figure = sheet(7.6, 0.56 * n + 1, title)
+    axis = figure.subplots()
+    shade = axis.imshow(matrix, cmap="cividis").norm(matrix)
+    for (row, column), value in np.ndenumerate(matrix):
+        style = dict(weight="bold" if value == matrix[row].max() else "normal", fontsize=9)
+        style |= dict(color="white" if shade[row, column] < 0.6 else "black", ha="center", va="center")
+        axis.text(column, row, f"{value:.2f}", **style)
+    for i in range(n):
+        axis.bar(i, 0.92, 0.92, i - 0.46, fill=False, edgecolor=COLOURS[1], linewidth=2)
+        show(axis, images[i], extent=(i - 0.46, i + 0.46, -0.6, -1.52))
+    axis.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -1.55), aspect="auto")
+    axis.set_yticks(range(n), [textwrap.fill(textwrap.shorten(text, 60), 22) for text in captions])
+    axis.tick_params(length=0)
+    return figure
+
+
+def label_of(classes, label):
+    """A class's name, short; the first where it has several."""
+    name = classes[label] if isinstance(classes[label], str) else classes[label][0]
+    return textwrap.shorten(name, 22, placeholder=" ...")
+
+
+def predictions(run):
+    run.needs(captions=True, classes=True)
+    classes, chosen = run.test.classes, data.part(run.test, run.order(len(run.test))[:15])
+    values, found, labels = likeliest(run, chosen, 3)
+    rows, right = math.ceil(len(chosen) / 3), sum(k[0] == truth for k, truth in zip(found, labels))
+    title = (
+        f"{len(chosen)} test pictures of {run.test.name}, drawn at random, named by prompts: {right} right"
+    )
+    figure = sheet(9.5, 1.25 * rows + 0.5, title)
+    axes = figure.subplots(rows, 6, squeeze=False, width_ratios=(1, 1.7) * 3).reshape(-1, 2)
+    for axis in axes.flat:
+        axis.axis("off")
+    for i, (truth, (picture, bars)) in enumerate(zip(labels, axes)):
+        show(picture, chosen[i][0])
+        for place, (value, k) in enumerate(zip(values[i], found[i])):
+            weight, blame = "bold" if k == truth else "normal", COLOURS[1] if place == 0 else "#999999"
+            bars.text(0, place, f"{value:.0%} {label_of(classes, k)}", weight=weight, fontsize=9, va="bottom")
+            bars.barh(place, value, 0.25, align="edge", color=COLOURS[0] if k == truth else blame)
+        hit = found[i][0] == truth
+        mark = "✓ right" if hit else f"✗ it is: {label_of(classes, truth)}"
+        bars.text(0, -0.95, mark, fontsize=9, va="bottom", color=COLOURS[0 if hit else 1], weight="bold")
+        bars.set(xlim=(0, 1), ylim=(2.4, -1.4))
+    return figure
+
+
+def attention(run):
+    test, vit, size = run.test, run.model.visual, run.model.config.image_size
+    chosen = some_of_each(run, 8, 1) if test.classes else run.order(len(test))[:8]
+    images = torch.stack([augment.evaluation_view(test[i][0], size) for i in chosen])  # [B, 3, S, S]
+    images = augment.normalise(images)
+    weights = attention_weights(vit, images.to(run.device)).cpu()  # [B, H, 1 + N, 1 + N]
+    heads, side = weights.shape[1], size // vit.patch_embed.patch
+    weights = weights[:, :, 0, 1:].mean(1)  # [B, N]
+    heat = rearrange(100 * weights / weights.sum(1, keepdim=True), "b (h w) -> b h w", h=side).numpy()
+    title = (
+        f"Where the class token looks: its attention to the patches in the last block, mean of {heads} heads,"
+    )
+    title += f" without its attention to itself (even: {100 / side**2:.2g}%)"
+    figure = sheet(max(1.3 * len(chosen), 5) + 0.5, 3.4, title)
+    axes = figure.subplots(2, len(chosen), squeeze=False)
+    for i, (above, below) in enumerate(axes.T):
+        show(above, images[i])
+        above.set_title(label_of(test.classes, test.label(chosen[i])) if test.classes else test.name)
+        drawn = show(below, heat[i], cmap="cividis", vmin=0, vmax=heat.max())
+        for (y, x), value in np.ndenumerate(heat[i] if side <= 4 else np.empty((0, 0))):
+            style = dict(color="white" if value < 0.6 * heat.max() else "black", fontsize=8)
+            below.text(x, y, f"{value:.0f}", ha="center", va="center", **style)
+    figure.colorbar(drawn, ax=axes[1].tolist(), label="attention, %")
+    return figure
+
+
+def map_(run):
+    """The plane is found on half of the pictures, and the other half drawn: else noise would part as well."""
+    run.needs(classes=True)
+    test = data.part(run.test, some_of_each(run, len(MARKERS), 80))
+    x, labels = measure.over(test, run.model.config.image_size, run.device, run.model.visual)  # [n, D]
+    x, labels = F.normalize(x, dim=1).cpu(), labels.cpu()
+    centre, axes = plane(x[::2], labels[::2])
+    x, labels = x[1::2] - centre, labels[1::2]
+    points = x @ axes  # [n / 2, 2]
+    share = points.square().sum() / x.square().sum()
+    title = f"Features of {len(x)} test pictures of {test.name}, in the plane in which the means of the "
+    title += f"classes (taken on {len(test) - len(x)} others) differ most: {share:.0%} of the variance"
+    figure = sheet(8, 5.5, title)
+    axis, written = figure.subplots(), []
+    axis.set(xticks=[], yticks=[])
+    styles = list(zip(labels.unique().tolist(), COLOURS * 2, MARKERS))
+    for k, colour, marker in styles:
+        axis.scatter(*points[labels == k].T, color=colour, marker=marker, s=22, alpha=0.6, linewidths=0)
+    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+    for k, colour, _ in styles:
+        x0, y0 = points[labels == k].mean(0).tolist()
+        while any(abs(x0 - x1) * 7 < right - left and abs(y0 - y1) * 22 < high - low for x1, y1 in written):
+            y0 += (high - low) / 100  # up, until it is clear of the names already written
+        written.append((x0, y0))
+        white = dict(facecolor="white", alpha=0.75, linewidth=0, pad=1)
+        style = dict(color=colour, weight="bold", ha="center", va="center", bbox=white)
+        axis.text(x0, y0, label_of(test.classes, k), **style)
+    return figure
+
+
+def tokens(run):
+    """x counts letters, y lines of boxes."""
+    tokenizer, y, centred = run.model.tokenizer, 0.0, dict(ha="center", va="center")
+    longest = sorted(held_out(run)[0], key=len)[-4:]
+    figure = sheet(8.5, 1, "How captions are cut: a box for each token with its id, a tint for each word")
+    axis = figure.subplots()
+    for caption in [*longest, RARE]:
+        told = textwrap.shorten(caption, 80, placeholder=" ...")
+        axis.text(0.2, y + 0.3, told, va="center", style="italic")
+        x, y = 0, y + 0.55
+        for token, piece, word in cut(tokenizer, caption, run.model.config.context):
+            width = max(len(piece), len(str(token))) + 2
+            if x + width > 84:
+                x, y = 0, y + 1
+            tint = "#dddddd" if word is None else ("#bfe3f7", "#fbdcb0")[word % 2]
+            axis.bar(x + width / 2, 0.9, width - 0.4, y, color=tint)
+            axis.text(x + width / 2, y + 0.3, piece, family="monospace", **centred)
+            axis.text(x + width / 2, y + 0.66, token, color="#444444", fontsize=8, **centred)
+            x += width
+        y += 1.3
+    axis.set(xlim=(0, 84), ylim=(y, 0))
+    axis.axis("off")
+    figure.set_size_inches(8.5, 0.42 * y + 0.4)
+    return figure
+
+
+FIGURES = dict(views=views, curves=curves, similarity=similarity, predictions=predictions)
+FIGURES |= dict(attention=attention, map=map_, tokens=tokens)
+OF_A_PICTURE = ("views", "attention")  # what --image draws
+
+
+def save(figure, path):
+    """Write a figure as PNG of at most LIMIT bytes: coarser, and of 256 colours, where it must be."""
+    for dpi, colours in ((150, None), (110, None), (110, 256), (75, 256), (50, 256)):
+        drawn, packed = io.BytesIO(), io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=dpi)
+        picture = Image.open(drawn).convert("RGB")
+        (picture.quantize(colours) if colours else picture).save(packed, "png", optimize=True)
+        if packed.tell() <= LIMIT:
+            break
+    with open(f"{path}.tmp", "wb") as file:
+        file.write(packed.getvalue())
+    os.replace(f"{path}.tmp", path)
+    print(f"{path}  {packed.tell() / 1000:.0f} KB", flush=True)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        description="Draw what a run has learned.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=__doc__.split("\n\n", 1)[1],
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder; of more, the curves are drawn")
+    parser.add_argument("--only", nargs="+", choices=FIGURES, metavar="FIGURE", help="these (default: all)")
+    parser.add_argument("--image", metavar="F", help="draw views and attention of this picture")
+    parser.add_argument("--root", help="folder that holds the sets (default: the run's)")
+    return parser
+
+
+def main(argv=None):
+    parser = arguments()
+    args = parser.parse_args(argv)
+    asked = args.only or (OF_A_PICTURE if args.image else FIGURES)
+    try:
+        import matplotlib
+
+        if args.image and set(asked) - set(OF_A_PICTURE):
+            raise ValueError(f"--image is for {' and '.join(OF_A_PICTURE)}: leave out --only, or name these")
+        run = Run(args.runs, args.root, args.image)
+        out = os.path.join(args.runs[0], "figures")
+        os.makedirs(out, exist_ok=True)
+    except ImportError:
+        parser.error("figures.py draws with matplotlib, which is not installed: pip install matplotlib")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    ending = f"-{os.path.splitext(run.own.name)[0]}" if run.own else ""
+    for name in asked:
+        try:
+            with matplotlib.rc_context(STYLE):
+                save(FIGURES[name](run), os.path.join(out, f"{name}{ending}.png"))
+        except Without as why:
+            if args.only:
+                parser.error(f"no {name}: {why}")
+            print(f"no {name}: {why}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
