@@ -1,9 +1,9 @@
 """What is better looked at: a run in pictures, drawn from its checkpoint, its log and its data.
 
     pip install matplotlib
-    python figures.py runs/scenes-slip                                 # all, to runs/scenes-slip/figures; 13 s
-    python figures.py runs/scenes-slip runs/scenes-clip --only curves   # two runs, one laid over the other
-    python figures.py runs/scenes-slip --image boat.png                # views and attention of your picture
+    python figures.py runs/scenes-slip                                # all, to runs/scenes-slip/figures; 13 s
+    python figures.py runs/scenes-slip runs/scenes-clip --only curves  # two runs, one laid over the other
+    python figures.py runs/scenes-slip --image boat.png               # views and attention of your picture
 
 views        a picture, and what the image tower sees of it in five epochs
 curves       the losses and the zero-shot accuracy after each epoch, beside chance
@@ -57,7 +57,7 @@ class Without(Exception):
 class Run:
     """A run folder, the logs of others beside its own, and its sets, opened when a figure first asks.
 
-    `image`: a picture file to stand in for the sets. Raises ValueError or FileNotFoundError with one sentence.
+    `image`: a picture file instead of the sets. Raises ValueError or FileNotFoundError with one sentence.
     """
 
     def __init__(self, folders, root=None, image=None):
@@ -131,7 +131,7 @@ def chance(column, args, classes):
 
 
 def training_views(run, source, keys):
-    """Keys (epoch, index) of a source -> what training makes of them: ({view: normalised [n, 3, S, S]}, captions)."""
+    """n keys (epoch, index) -> what training makes of them: {view: normalised [n, 3, S, S]}, n captions."""
     args, (language, partner) = run.args, slip.METHODS[run.args["method"]]
     views = data.Views(
         source, None, image_size=run.model.config.image_size, seed=run.seed, light_crop=args["light_crop"],
@@ -145,20 +145,20 @@ def training_views(run, source, keys):
 
 
 def held_out(run):
-    """At most ten pairs that were held out, no two captions alike -> (captions, normalised [n, 3, S, S])."""
+    """At most ten held-out pairs of different labels or captions -> (captions, normalised [n, 3, S, S])."""
     run.needs(captions=True)
-    held = run.train[1]
-    if len(held) < 2:
-        raise Without(f"{held.name} is too small to hold pictures out")
-    shown, captions = training_views(run, held, [(0, index) for index in run.order(len(held))[:40]])
-    first = {caption: row for row, caption in reversed(list(enumerate(captions)))}
-    rows = sorted(first.values())[:10]
-    return [captions[row] for row in rows], shown["images"][rows]
+    held, first = run.train[1], {}
+    for index in run.order(len(held)):
+        first.setdefault(str(held.label(index)), index)
+    if len(first) < 2:
+        raise Without(f"too few pictures of {held.name} were held out")
+    shown, captions = training_views(run, held, [(0, index) for index in list(first.values())[:10]])
+    return captions, shown["images"]
 
 
 @torch.no_grad()
 def cosines(model, captions, images, device):
-    """B captions, normalised images [B, 3, S, S] -> [B, B]: a row for each caption, a column for each picture."""
+    """B captions, normalised images [B, 3, S, S] -> [B, B]: a caption's cosines with the images are a row."""
     tokens = model.tokenizer(captions, model.config.context).to(device)
     image_embed = F.normalize(model.encode_image(images.to(device)), dim=-1)  # [B, E]
     text_embed = F.normalize(model.encode_text(tokens), dim=-1)  # [B, E]
@@ -170,8 +170,8 @@ def likeliest(run, source, count):
     model, prompts = run.model, tasks.prompts(source.name)
     weights = zeroshot.classifier(model, source.classes, prompts, run.device)  # [K, E]
 
-    def logits(images):
-        return model.logit_scale.exp() * F.normalize(model.encode_image(images), dim=-1) @ weights.T  # [B, K]
+    def logits(images):  # [B, 3, S, S] -> [B, K]
+        return model.logit_scale.exp() * F.normalize(model.encode_image(images), dim=-1) @ weights.T
 
     scores, labels = measure.over(source, model.config.image_size, run.device, logits)
     values, classes = scores.softmax(1).topk(min(count, len(source.classes)))
@@ -189,16 +189,6 @@ def attention_weights(vit, images):
         vit(images)
     q, k, _ = rearrange(layer.qkv(taken[0]), "b n (three h d) -> three b h n d", three=3, h=layer.heads)
     return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
-
-
-def some_of_each(run, classes, each):
-    """Indices of test pictures: `each` of so many classes, drawn by the seed, in the order of the classes."""
-    found = {label: [] for label in sorted(run.order(len(run.test.classes))[:classes])}
-    for index in run.order(len(run.test)):
-        kind = found.get(run.test.label(index))
-        if kind is not None and len(kind) < each:
-            kind.append(index)
-    return [index for indices in found.values() for index in indices]
 
 
 def plane(features, labels):
@@ -234,7 +224,7 @@ def sheet(width, height, title):
 
 
 def show(axis, picture, **style):
-    """A picture, PIL, [S, S, 3] or a view [3, S, S], without ticks; the pixels of a small one stay squares."""
+    """A picture, heat [h, w] or normalised view [3, S, S], without ticks; small ones' pixels stay squares."""
     if torch.is_tensor(picture):  # normalised
         mean, std = torch.tensor(augment.MEAN), torch.tensor(augment.STD)
         picture = (picture.permute(1, 2, 0) * std + mean).clamp(0, 1)
@@ -251,17 +241,19 @@ def views(run):
     names = {"images": f"{'strong view' if strong else 'light crop'}\nfor the caption"}
     names |= {"view1": "strong view 1", "view2": "strong view 2"}
     title = "A picture, and what the image tower sees of it in five epochs"
-    figure = sheet(9.6, 1.35 * len(shown) + 0.7, title)
-    left, right = figure.subfigures(1, 2, width_ratios=(2, 6))
-    axis, axes = left.subplots(), right.subplots(len(shown), 5, squeeze=False)
-    show(axis, seen[index][0])
-    told = "\n".join(f"“{textwrap.shorten(caption, 90)}”" for caption in dict.fromkeys(captions) if caption)
-    axis.set(title=f"from {seen.name}", xlabel=textwrap.fill(told, 28, replace_whitespace=False))
-    for row, (name, pictures) in zip(axes, shown.items()):
-        row[0].set_ylabel(names.get(name, name))
+    figure = sheet(9.6, 1.5 * len(shown) + 0.7, title)
+    axes = figure.subplots(len(shown), 6, squeeze=False)
+    show(axes[0, 0], seen[index][0])
+    told = [textwrap.fill(f"“{textwrap.shorten(text, 60)}”", 22) for text in dict.fromkeys(captions) if text]
+    axes[0, 0].set(title=f"from {seen.name}", xlabel="\n".join(told))
+    axes[0, 0].xaxis.label.set_in_layout(len(shown) == 1)  # else there is room below
+    for axis in axes[1:, 0]:
+        axis.axis("off")
+    for row, (name, pictures) in zip(axes[:, 1:], shown.items()):
+        row[0].set_ylabel(names[name])
         for axis, picture in zip(row, pictures):
             show(axis, picture)
-    for epoch, axis in enumerate(axes[0], 1):
+    for epoch, axis in enumerate(axes[0, 1:], 1):
         axis.set_title(f"epoch {epoch}")
     return figure
 
@@ -273,8 +265,7 @@ def curves(run):
     titles = {"clip_loss": "clip_loss (InfoNCE), nats", "ssl_loss": "ssl_loss (NT-Xent), nats"}
     titles |= {"zeroshot_top1": f"zero-shot top-1 on {run.args['data']}, %"}
     drawn = [n for n in titles if any(row.get(n) for _, rows in run.logs.values() for row in rows)]
-    title = "Training: the mean of each epoch's losses, zero-shot accuracy at its end"
-    figure = sheet(3.4 * len(drawn) + 0.4, 3.6, title)
+    figure = sheet(3.4 * len(drawn) + 0.4, 3.6, "Training, epoch by epoch")
     axes, lines = figure.subplots(1, len(drawn), squeeze=False)[0], {}
     classes = run.test.classes if "zeroshot_top1" in drawn else None
     for axis, column in zip(axes, drawn):
@@ -297,8 +288,8 @@ def similarity(run):
     captions, images = held_out(run)
     matrix, n = cosines(run.model, captions, images, run.device), len(captions)
     texts, pictures = ((matrix.argmax(axis) == np.arange(n)).sum() for axis in (1, 0))
-    title = f"Cosines of held-out captions and pictures: {texts} of {n} captions find their picture, "
-    title += f"{pictures} of {n} pictures their caption (framed: the right pairs, bold: the largest of a row)"
+    title = f"Cosines of held-out captions and pictures: {texts} captions find their picture, {pictures} "
+    title += "pictures their caption (framed: the pairs, bold: the largest of a row)"
     figure = sheet(7.6, 0.56 * n + 1, title)
     axis = figure.subplots()
     shade = axis.imshow(matrix, cmap="cividis").norm(matrix)
@@ -327,7 +318,7 @@ def predictions(run):
     values, found, labels = likeliest(run, chosen, 3)
     rows, right = math.ceil(len(chosen) / 3), sum(k[0] == truth for k, truth in zip(found, labels))
     title = (
-        f"{len(chosen)} test pictures of {run.test.name}, drawn at random, named by prompts: {right} right"
+        f"{len(chosen)} test pictures of {run.test.name}, drawn at random: prompts name {right} of them right"
     )
     figure = sheet(9.5, 1.25 * rows + 0.5, title)
     axes = figure.subplots(rows, 6, squeeze=False, width_ratios=(1, 1.7) * 3).reshape(-1, 2)
@@ -348,36 +339,38 @@ def predictions(run):
 
 def attention(run):
     test, vit, size = run.test, run.model.visual, run.model.config.image_size
-    chosen = some_of_each(run, 8, 1) if test.classes else run.order(len(test))[:8]
-    images = torch.stack([augment.evaluation_view(test[i][0], size) for i in chosen])  # [B, 3, S, S]
-    images = augment.normalise(images)
+    chosen = run.order(len(test))[:8]
+    views = torch.stack([augment.evaluation_view(test[i][0], size) for i in chosen])  # [B, 3, S, S]
+    images = augment.normalise(views)
     weights = attention_weights(vit, images.to(run.device)).cpu()  # [B, H, 1 + N, 1 + N]
     heads, side = weights.shape[1], size // vit.patch_embed.patch
-    weights = weights[:, :, 0, 1:].mean(1)  # [B, N]
+    weights = weights[:, :, 0, 1:].mean(1)  # [B, N]; what the class token gives to itself is left out
     heat = rearrange(100 * weights / weights.sum(1, keepdim=True), "b (h w) -> b h w", h=side).numpy()
     title = (
-        f"Where the class token looks: its attention to the patches in the last block, mean of {heads} heads,"
+        f"Where the class token looks: last block, mean of {heads} heads (even: {100 / side**2:.3g}% a patch)"
     )
-    title += f" without its attention to itself (even: {100 / side**2:.2g}%)"
-    figure = sheet(max(1.3 * len(chosen), 5) + 0.5, 3.4, title)
+    figure = sheet(max(1.3 * len(chosen), 5) + 0.5, 3.2, title)
     axes = figure.subplots(2, len(chosen), squeeze=False)
     for i, (above, below) in enumerate(axes.T):
         show(above, images[i])
         above.set_title(label_of(test.classes, test.label(chosen[i])) if test.classes else test.name)
         drawn = show(below, heat[i], cmap="cividis", vmin=0, vmax=heat.max())
-        for (y, x), value in np.ndenumerate(heat[i] if side <= 4 else np.empty((0, 0))):
-            style = dict(color="white" if value < 0.6 * heat.max() else "black", fontsize=8)
-            below.text(x, y, f"{value:.0f}", ha="center", va="center", **style)
-    figure.colorbar(drawn, ax=axes[1].tolist(), label="attention, %")
+        for (y, x), value in np.ndenumerate(heat[i]):
+            if side <= 4:
+                style = dict(color="white" if value < 0.6 * heat.max() else "black", fontsize=8)
+                below.text(x, y, f"{value:.0f}", ha="center", va="center", **style)
+    figure.colorbar(drawn, ax=axes[1].tolist(), label="% of its attention\nto the patches")
     return figure
 
 
 def map_(run):
     """The plane is found on half of the pictures, and the other half drawn: else noise would part as well."""
     run.needs(classes=True)
-    test = data.part(run.test, some_of_each(run, len(MARKERS), 80))
-    x, labels = measure.over(test, run.model.config.image_size, run.device, run.model.visual)  # [n, D]
-    x, labels = F.normalize(x, dim=1).cpu(), labels.cpu()
+    kinds = set(run.order(len(run.test.classes))[: len(MARKERS)])
+    chosen = [i for i in run.order(len(run.test)) if run.test.label(i) in kinds]
+    test, size = data.part(run.test, chosen[:960]), run.model.config.image_size
+    x, labels = (result.cpu() for result in measure.over(test, size, run.device, run.model.visual))  # [n, D]
+    x = F.normalize(x, dim=1)
     centre, axes = plane(x[::2], labels[::2])
     x, labels = x[1::2] - centre, labels[1::2]
     points = x @ axes  # [n / 2, 2]
@@ -396,9 +389,8 @@ def map_(run):
         while any(abs(x0 - x1) * 7 < right - left and abs(y0 - y1) * 22 < high - low for x1, y1 in written):
             y0 += (high - low) / 100  # up, until it is clear of the names already written
         written.append((x0, y0))
-        white = dict(facecolor="white", alpha=0.75, linewidth=0, pad=1)
-        style = dict(color=colour, weight="bold", ha="center", va="center", bbox=white)
-        axis.text(x0, y0, label_of(test.classes, k), **style)
+        style = dict(facecolor="white", alpha=0.75, linewidth=0, pad=1)
+        axis.text(x0, y0, label_of(test.classes, k), color=colour, weight="bold", ha="center", bbox=style)
     return figure
 
 
@@ -406,7 +398,11 @@ def tokens(run):
     """x counts letters, y lines of boxes."""
     tokenizer, y, centred = run.model.tokenizer, 0.0, dict(ha="center", va="center")
     longest = sorted(held_out(run)[0], key=len)[-4:]
-    figure = sheet(8.5, 1, "How captions are cut: a box for each token with its id, a tint for each word")
+    figure = sheet(
+        8.5,
+        1,
+        "How captions are cut: a token is a box with its id, a tint is a word; rare words go in pieces",
+    )
     axis = figure.subplots()
     for caption in [*longest, RARE]:
         told = textwrap.shorten(caption, 80, placeholder=" ...")
@@ -434,12 +430,11 @@ OF_A_PICTURE = ("views", "attention")  # what --image draws
 
 
 def save(figure, path):
-    """Write a figure as PNG of at most LIMIT bytes: coarser, and of 256 colours, where it must be."""
-    for dpi, colours in ((150, None), (110, None), (110, 256), (75, 256), (50, 256)):
+    """Write a figure as PNG of 256 colours and at most LIMIT bytes, coarser where it must be."""
+    for dpi in (150, 110, 80, 55):
         drawn, packed = io.BytesIO(), io.BytesIO()
         figure.savefig(drawn, format="png", dpi=dpi)
-        picture = Image.open(drawn).convert("RGB")
-        (picture.quantize(colours) if colours else picture).save(packed, "png", optimize=True)
+        Image.open(drawn).convert("RGB").quantize(256, kmeans=3).save(packed, "png", optimize=True)
         if packed.tell() <= LIMIT:
             break
     with open(f"{path}.tmp", "wb") as file:
@@ -467,14 +462,14 @@ def main(argv=None):
     asked = args.only or (OF_A_PICTURE if args.image else FIGURES)
     try:
         import matplotlib
-
+    except ImportError:
+        parser.error("figures.py draws with matplotlib, which is not installed: pip install matplotlib")
+    try:
         if args.image and set(asked) - set(OF_A_PICTURE):
             raise ValueError(f"--image is for {' and '.join(OF_A_PICTURE)}: leave out --only, or name these")
         run = Run(args.runs, args.root, args.image)
         out = os.path.join(args.runs[0], "figures")
         os.makedirs(out, exist_ok=True)
-    except ImportError:
-        parser.error("figures.py draws with matplotlib, which is not installed: pip install matplotlib")
     except (ValueError, OSError) as error:
         parser.error(str(error))
     ending = f"-{os.path.splitext(run.own.name)[0]}" if run.own else ""
