@@ -245,8 +245,9 @@ def views(run):
     axes = figure.subplots(len(shown), 6, squeeze=False)
     show(axes[0, 0], seen[index][0])
     told = [textwrap.fill(f"“{textwrap.shorten(text, 60)}”", 22) for text in dict.fromkeys(captions) if text]
-    axes[0, 0].set(title=f"from {seen.name}", xlabel="\n".join(told))
-    axes[0, 0].xaxis.label.set_in_layout(len(shown) == 1)  # else there is room below
+    axes[0, 0].set_title(f"from {seen.name}")
+    style = dict(ha="center", va="top", in_layout=len(shown) == 1)  # else there is room below
+    axes[0, 0].text(0.5, -0.05, "\n".join(told), transform=axes[0, 0].transAxes, **style)
     for axis in axes[1:, 0]:
         axis.axis("off")
     for row, (name, pictures) in zip(axes[:, 1:], shown.items()):
@@ -349,7 +350,7 @@ def attention(run):
     title = (
         f"Where the class token looks: last block, mean of {heads} heads (even: {100 / side**2:.3g}% a patch)"
     )
-    figure = sheet(max(1.3 * len(chosen), 5) + 0.5, 3.2, title)
+    figure = sheet(1.3 * len(chosen) + 2, 3.4, title)
     axes = figure.subplots(2, len(chosen), squeeze=False)
     for i, (above, below) in enumerate(axes.T):
         show(above, images[i])
@@ -359,7 +360,7 @@ def attention(run):
             if side <= 4:
                 style = dict(color="white" if value < 0.6 * heat.max() else "black", fontsize=8)
                 below.text(x, y, f"{value:.0f}", ha="center", va="center", **style)
-    figure.colorbar(drawn, ax=axes[1].tolist(), label="% of its attention\nto the patches")
+    figure.colorbar(drawn, ax=axes, label="% of its attention\nto the patches")
     return figure
 
 

@@ -465,7 +465,9 @@ def report(args, model, device, test):
         ranks.say(zeroshot.SEEN)
     path = os.path.join(args.out, loop.CHECKPOINT)
     name = args.data if test is not None else "SET"
-    ranks.say(f"saved {path}; try: python zeroshot.py --checkpoint {path} --data {name}")
+    command = "zeroshot" if model.text is not None else "linear"
+    ranks.say(f"saved {path}; try: python {command}.py --checkpoint {path} --data {name}")
+    ranks.say(f"and, to look at it: python figures.py {args.out}")
 
 
 if __name__ == "__main__":
