@@ -120,14 +120,21 @@ def read_own(path):
 # The numbers
 
 
-def chance(column, args, classes):
-    """What a column of the log is before anything is learned, or None where no number is known."""
-    language, partner = slip.METHODS[args["method"]]
-    if column == "clip_loss":
-        return math.log(args["batch_size"]) if language else None
-    if column == "ssl_loss":
-        return math.log(2 * args["batch_size"] - 1) if partner == "simclr" else None
-    return 100 / len(classes) if classes else None
+def chances(run, column):
+    """The values of a column of the logs before anything is learned, where they are known."""
+    values = set()
+    for args, _ in run.logs.values():
+        (language, partner), b = slip.METHODS[args["method"]], args["batch_size"]
+        if column == "clip_loss" and language:
+            values.add(math.log(b))
+        elif column == "ssl_loss" and partner == "simclr":
+            values.add(math.log(2 * b - 1))
+        elif column == "zeroshot_top1" and language and args["data"] == run.args["data"]:
+            try:
+                values.add(100 / len(run.test.classes))
+            except Without:  # the set is not here, the log is
+                pass
+    return sorted(values)
 
 
 def training_views(run, source, keys):
@@ -145,14 +152,14 @@ def training_views(run, source, keys):
 
 
 def held_out(run):
-    """At most ten held-out pairs of different labels or captions -> (captions, normalised [n, 3, S, S])."""
+    """At most eight held-out pairs of different labels or captions -> (captions, normalised [n, 3, S, S])."""
     run.needs(captions=True)
     held, first = run.train[1], {}
     for index in run.order(len(held)):
         first.setdefault(str(held.label(index)), index)
     if len(first) < 2:
         raise Without(f"too few pictures of {held.name} were held out")
-    shown, captions = training_views(run, held, [(0, index) for index in list(first.values())[:10]])
+    shown, captions = training_views(run, held, [(0, index) for index in list(first.values())[:8]])
     return captions, shown["images"]
 
 
@@ -228,10 +235,10 @@ def show(axis, picture, **style):
     if torch.is_tensor(picture):  # normalised
         mean, std = torch.tensor(augment.MEAN), torch.tensor(augment.STD)
         picture = (picture.permute(1, 2, 0) * std + mean).clamp(0, 1)
-    small = np.asarray(picture).shape[0] < 96
+    picture = np.asarray(picture)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
-    return axis.imshow(picture, interpolation="nearest" if small else "antialiased", **style)
+    return axis.imshow(picture, interpolation="nearest" if len(picture) < 96 else "antialiased", **style)
 
 
 def views(run):
@@ -263,22 +270,23 @@ def curves(run):
     empty = [name for name, (_, rows) in run.logs.items() if not rows]
     if empty:
         raise Without(f"{empty[0]} has no log.csv, which is written at the end of the first epoch")
+    names = ", ".join(dict.fromkeys(args["data"] for args, _ in run.logs.values()))
     titles = {"clip_loss": "clip_loss (InfoNCE), nats", "ssl_loss": "ssl_loss (NT-Xent), nats"}
-    titles |= {"zeroshot_top1": f"zero-shot top-1 on {run.args['data']}, %"}
+    titles |= {"zeroshot_top1": f"zero-shot top-1 on {names}, %"}
     drawn = [n for n in titles if any(row.get(n) for _, rows in run.logs.values() for row in rows)]
     figure = sheet(3.4 * len(drawn) + 0.4, 3.6, "Training, epoch by epoch")
     axes, lines = figure.subplots(1, len(drawn), squeeze=False)[0], {}
-    classes = run.test.classes if "zeroshot_top1" in drawn else None
     for axis, column in zip(axes, drawn):
         axis.margins(y=0.12)
-        for i, (name, (args, rows)) in enumerate(run.logs.items()):
+        for i, (name, (_, rows)) in enumerate(run.logs.items()):
             points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
             if points:
                 style = dict(color=COLOURS[i % 7], linestyle=DASHES[i % 4], marker=MARKERS[i % 12])
                 (lines[name],) = axis.plot(*zip(*points), **style, markersize=4)
-                value = chance(column, args, classes)
-                axis.axhline(value, color="#666666", linestyle=":", linewidth=1)
-                axis.text(points[-1][0], value, f"chance {value:.3g}", ha="right", va="bottom", fontsize=9)
+        for value in chances(run, column):
+            axis.axhline(value, color="#666666", linestyle=":", linewidth=1)
+            style = dict(ha="right", va="bottom", fontsize=9, transform=axis.get_yaxis_transform())
+            axis.text(0.98, value, f"chance {value:.3g}", **style)
         axis.set(title=titles[column], xlabel="step", xlim=(0, None), ylim=(0, None))
         axis.grid(alpha=0.25)
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, frameon=False)
@@ -289,9 +297,11 @@ def similarity(run):
     captions, images = held_out(run)
     matrix, n = cosines(run.model, captions, images, run.device), len(captions)
     texts, pictures = ((matrix.argmax(axis) == np.arange(n)).sum() for axis in (1, 0))
-    title = f"Cosines of held-out captions and pictures: {texts} captions find their picture, {pictures} "
-    title += "pictures their caption (framed: the pairs, bold: the largest of a row)"
-    figure = sheet(7.6, 0.56 * n + 1, title)
+    title = (
+        f"Cosines of held-out pairs: {texts} captions find their picture, {pictures} pictures their caption "
+    )
+    title += "(framed: the pairs, bold: the largest of a row)"
+    figure = sheet(0.56 * n + 2, 0.56 * n + 1.1, title)
     axis = figure.subplots()
     shade = axis.imshow(matrix, cmap="cividis").norm(matrix)
     for (row, column), value in np.ndenumerate(matrix):
@@ -398,7 +408,7 @@ def map_(run):
 def tokens(run):
     """x counts letters, y lines of boxes."""
     tokenizer, y, centred = run.model.tokenizer, 0.0, dict(ha="center", va="center")
-    longest = sorted(held_out(run)[0], key=len)[-4:]
+    longest = sorted(held_out(run)[0], key=len)[-3:]
     figure = sheet(
         8.5,
         1,
@@ -431,11 +441,13 @@ OF_A_PICTURE = ("views", "attention")  # what --image draws
 
 
 def save(figure, path):
-    """Write a figure as PNG of 256 colours and at most LIMIT bytes, coarser where it must be."""
-    for dpi in (150, 110, 80, 55):
+    """Write a figure as PNG of at most LIMIT bytes: of 256 colours, and coarser, where it must be."""
+    for dpi, colours in ((150, None), (150, 256), (110, 256), (75, 256), (50, 256)):
         drawn, packed = io.BytesIO(), io.BytesIO()
         figure.savefig(drawn, format="png", dpi=dpi)
-        Image.open(drawn).convert("RGB").quantize(256, kmeans=3).save(packed, "png", optimize=True)
+        picture = Image.open(drawn).convert("RGB")
+        picture = picture.quantize(colours, kmeans=3) if colours else picture  # without k-means, dull
+        picture.save(packed, "png", optimize=True)
         if packed.tell() <= LIMIT:
             break
     with open(f"{path}.tmp", "wb") as file:
