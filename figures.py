@@ -243,7 +243,8 @@ def show(axis, picture, **style):
 
 def views(run):
     seen, strong = run.train[0], run.args["clip_aug"] == "simclr"
-    index = run.order(len(seen))[0]
+    first_batch = data.permutation(len(seen), run.seed, 0)[: run.args["batch_size"]]
+    index = int(first_batch[-1])
     shown, captions = training_views(run, seen, [(epoch, index) for epoch in range(5)])
     names = {"images": f"{'strong view' if strong else 'light crop'}\nfor the caption"}
     names |= {"view1": "strong view 1", "view2": "strong view 2"}
