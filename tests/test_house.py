@@ -105,6 +105,10 @@ def test_no_file_needs_the_studies():
     assert not [name for name, path in FILES.items() if STUDIES & roots(imports(read(path)))]
 
 
+def test_only_figures_draws():
+    assert [n for n, path in FILES.items() if "matplotlib" in roots(imports(read(path)))] == ["figures"]
+
+
 def test_only_ranks_knows_torch_distributed():
     assert [name for name, path in FILES.items() if uses_distributed(read(path))] == ["ranks"]
 
