@@ -28,7 +28,7 @@ from functools import cached_property
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from PIL import Image
 
 import augment
@@ -36,6 +36,7 @@ import data
 import loop
 import measure
 import ranks
+import retrieval
 import sets
 import slip
 import tasks
@@ -122,33 +123,43 @@ def read_own(path):
 
 def chances(run, column):
     """The values of a column of the logs before anything is learned, where they are known."""
-    values = set()
+    values, branch = set(), run.model.branch
     for args, _ in run.logs.values():
-        (language, partner), b = slip.METHODS[args["method"]], args["batch_size"]
+        language, partner = slip.METHODS[args["method"]]
         if column == "clip_loss" and language:
-            values.add(math.log(b))
-        elif column == "ssl_loss" and partner == "simclr":
-            values.add(math.log(2 * b - 1))
+            values.add(math.log(args["batch_size"]))
+        elif column == "ssl_loss" and branch and partner == slip.METHODS[run.args["method"]][1]:
+            values.add(branch.chance(args["batch_size"])[0])
         elif column == "zeroshot_top1" and language and args["data"] == run.args["data"]:
             try:
-                values.add(100 / len(run.test.classes))
+                values.add(measure.chance("top1", len(run.test.classes)))
             except Without:  # the set is not here, the log is
                 pass
     return sorted(values)
 
 
 def training_views(run, source, keys):
-    """n keys (epoch, index) -> what training makes of them: {view: normalised [n, 3, S, S]}, n captions."""
-    args, (language, partner) = run.args, slip.METHODS[run.args["method"]]
+    """n keys (epoch, index) -> what training makes of them: {view: normalised [n, 3, S, S]}, n captions.
+
+    Hidden patches are grey. With --ssl-data the strong views are another set's: left out.
+    """
+    args, config, (language, partner) = run.args, run.model.config, slip.METHODS[run.args["method"]]
     views = data.Views(
-        source, None, image_size=run.model.config.image_size, seed=run.seed, light_crop=args["light_crop"],
-        strong_crop=args["strong_crop"], language=language, pair=data.PAIRS[partner] if partner else None,
+        source, None, image_size=config.image_size, patch=config.patch, seed=run.seed,
+        light_crop=args["light_crop"], strong_crop=args["strong_crop"], language=language,
+        pair=None if args.get("ssl_data") else data.PAIRS.get(partner),
         clip_strong=augment.SIMCLR if args["clip_aug"] == "simclr" else None,
+        clip_views=args.get("clip_views", 1),
     )  # fmt: skip
     batch = data.collate([views[key, key] for key in keys])
     del batch["skipped"]
     captions = batch.pop("caption", [])
-    return data.device_views(batch), captions
+    shown, side = data.device_views(batch), config.image_size // config.patch
+    for name in [name for name in shown if name.endswith("_mask")]:
+        mask = repeat(shown.pop(name), "n (h w) -> n 1 (h p) (w q)", h=side, p=config.patch, q=config.patch)
+        view = name.removesuffix("_mask")
+        shown[view] = shown[view].masked_fill(mask, 0)  # the mean of all colours
+    return shown, captions
 
 
 def held_out(run):
@@ -166,9 +177,8 @@ def held_out(run):
 @torch.no_grad()
 def cosines(model, captions, images, device):
     """B captions, normalised images [B, 3, S, S] -> [B, B]: a caption's cosines with the images are a row."""
-    tokens = model.tokenizer(captions, model.config.context).to(device)
-    image_embed = F.normalize(model.encode_image(images.to(device)), dim=-1)  # [B, E]
-    text_embed = F.normalize(model.encode_text(tokens), dim=-1)  # [B, E]
+    text_embed = retrieval.embed_texts(model, captions, device)  # [B, E]
+    image_embed = retrieval.embed_images(model, images.to(device))  # [B, E]
     return (text_embed @ image_embed.T).cpu().numpy()
 
 
@@ -178,7 +188,7 @@ def likeliest(run, source, count):
     weights = zeroshot.classifier(model, source.classes, prompts, run.device)  # [K, E]
 
     def logits(images):  # [B, 3, S, S] -> [B, K]
-        return model.logit_scale.exp() * F.normalize(model.encode_image(images), dim=-1) @ weights.T
+        return model.logit_scale.exp() * retrieval.embed_images(model, images) @ weights.T
 
     scores, labels = measure.over(source, model.config.image_size, run.device, logits)
     values, classes = scores.softmax(1).topk(min(count, len(source.classes)))
@@ -233,8 +243,7 @@ def sheet(width, height, title):
 def show(axis, picture, **style):
     """A picture, heat [h, w] or normalised view [3, S, S], without ticks; small ones' pixels stay squares."""
     if torch.is_tensor(picture):  # normalised
-        mean, std = torch.tensor(augment.MEAN), torch.tensor(augment.STD)
-        picture = (picture.permute(1, 2, 0) * std + mean).clamp(0, 1)
+        picture = augment.denormalise(picture[None])[0].permute(1, 2, 0)
     picture = np.asarray(picture)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
@@ -246,13 +255,13 @@ def views(run):
     first_batch = data.permutation(len(seen), run.seed, 0)[: run.args["batch_size"]]
     index = int(first_batch[-1])
     shown, captions = training_views(run, seen, [(epoch, index) for epoch in range(5)])
-    names = {"images": f"{'strong view' if strong else 'light crop'}\nfor the caption"}
-    names |= {"view1": "strong view 1", "view2": "strong view 2"}
+    kind = f"{'strong view' if strong else 'light crop'}\nfor the caption"
+    names = {"images": kind, "images2": kind, "view1": "strong view 1", "view2": "strong view 2"}
     title = "A picture, and what the image tower sees of it in five epochs"
-    figure = sheet(9.6, 1.5 * len(shown) + 0.7, title)
+    figure = sheet(9.6, 1.5 * len(shown) + 0.9, title)
     axes = figure.subplots(len(shown), 6, squeeze=False)
     show(axes[0, 0], seen[index][0])
-    told = [textwrap.fill(f"“{textwrap.shorten(text, 60)}”", 22) for text in dict.fromkeys(captions) if text]
+    told = [textwrap.fill(f"“{textwrap.shorten(text, 60)}”", 18) for text in dict.fromkeys(captions) if text]
     axes[0, 0].set_title(f"from {seen.name}")
     style = dict(ha="center", va="top", in_layout=len(shown) == 1)  # else there is room below
     axes[0, 0].text(0.5, -0.05, "\n".join(told), transform=axes[0, 0].transAxes, **style)
@@ -272,7 +281,10 @@ def curves(run):
     if empty:
         raise Without(f"{empty[0]} has no log.csv, which is written at the end of the first epoch")
     names = ", ".join(dict.fromkeys(args["data"] for args, _ in run.logs.values()))
-    titles = {"clip_loss": "clip_loss (InfoNCE), nats", "ssl_loss": "ssl_loss (NT-Xent), nats"}
+    partners = dict.fromkeys(slip.METHODS[args["method"]][1] for args, _ in run.logs.values())
+    partners = ", ".join(name for name in partners if name)
+    unit = ", nats" if partners == "simclr" else ""
+    titles = {"clip_loss": "clip_loss (InfoNCE), nats", "ssl_loss": f"ssl_loss ({partners}){unit}"}
     titles |= {"zeroshot_top1": f"zero-shot top-1 on {names}, %"}
     drawn = [n for n in titles if any(row.get(n) for _, rows in run.logs.values() for row in rows)]
     figure = sheet(3.4 * len(drawn) + 0.4, 3.6, "Training, epoch by epoch")
@@ -290,7 +302,8 @@ def curves(run):
             axis.text(0.98, value, f"chance {value:.3g}", **style)
         axis.set(title=titles[column], xlabel="step", xlim=(0, None), ylim=(0, None))
         axis.grid(alpha=0.25)
-    figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, frameon=False)
+    names = [name for name in run.logs if name in lines]
+    figure.legend([lines[name] for name in names], names, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
@@ -491,7 +504,7 @@ def main(argv=None):
         try:
             with matplotlib.rc_context(STYLE):
                 save(FIGURES[name](run), os.path.join(out, f"{name}{ending}.png"))
-        except Without as why:
+        except (Without, loop.Stop) as why:
             if args.only:
                 parser.error(f"no {name}: {why}")
             print(f"no {name}: {why}", flush=True)
