@@ -49,9 +49,9 @@ def few_pictures():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder with two runs of two steps, "slip" and "simclr"."""
+    """A folder with runs of two steps: "slip", "simclr", "slip-beit"."""
     folder = tmp_path_factory.mktemp("runs")
-    for method in ("slip", "simclr"):
+    for method in ("slip", "simclr", "slip-beit"):
         assert train.main([*FLAGS, "--method", method, "--out", str(folder / method)]) == 0
     return folder
 
@@ -190,20 +190,31 @@ def test_the_matrix_holds_the_cosine_of_each_caption_and_picture(runs):
             assert matrix[row, column] == pytest.approx(cosine.item(), abs=1e-5)  # float32
 
 
-def test_pairs_are_held_out_and_views_are_those_of_training(runs):
-    run = figures.Run([runs / "slip"])
-    seen, held = run.train
-    assert (len(seen), len(held)) == (456, 24)  # 5% of 480 are held out
-    args = train.arguments().parse_args([*FLAGS, "--out", str(runs / "slip"), "--max-steps", "2"])
-    _, _, _, views, trained_without = train.set_up(args)
-    labels = [trained_without.label(i) for i in range(24)]
-    assert set(figures.held_out(run)[0]) <= set(labels)
-    shown, captions = figures.training_views(run, seen, [(4, 17), (0, 3)])
+@pytest.mark.parametrize("method", ["slip", "simclr", "slip-beit"])
+def test_views_are_those_of_training_and_what_is_hidden_from_the_tower_is_grey(runs, method):
+    args = train.arguments().parse_args([*FLAGS, "--method", method, "--out", str(runs / method)])
+    _, _, _, views, held = train.set_up(args)
+    run = figures.Run([runs / method])
+    assert [len(part) for part in run.train] == [456, 24]  # 5% of 480 are held out
+    assert [run.train[1].label(i) for i in range(24)] == [held.label(i) for i in range(24)]
+    shown, captions = figures.training_views(run, run.train[0], [(4, 17), (0, 3)])
     batch = data.collate([views[(4, 17), (4, 17)], views[(0, 3), (0, 3)]])
-    assert captions == batch.pop("caption") and not batch.pop("skipped")
+    assert captions == batch.pop("caption", []) and not batch.pop("skipped")
     trained = data.device_views(batch)
-    assert shown.keys() == trained.keys() == {"images", "view1", "view2"}
+    if method == "slip-beit":
+        hidden = trained.pop("view1_mask")  # [2, 16], of 8 x 8 pixels
+        assert hidden.any(1).all()
+        for row, patch in hidden.nonzero().tolist():
+            top, left = 8 * (patch // 4), 8 * (patch % 4)
+            trained["view1"][row, :, top : top + 8, left : left + 8] = 0
+    assert shown.keys() == trained.keys()
     assert all(torch.equal(shown[name], trained[name]) for name in trained)
+
+
+def test_the_pairs_of_the_matrix_are_held_out(runs):
+    run = figures.Run([runs / "slip"])
+    labels = {run.train[1].label(i) for i in range(24)}
+    assert set(figures.held_out(run)[0]) <= labels
 
 
 def test_the_likeliest_classes_are_those_of_one_picture_at_a_time(runs):
@@ -232,6 +243,8 @@ def test_chance_is_the_loss_of_equal_embeddings(runs):
     assert figures.chances(run, "ssl_loss") == pytest.approx([ssl_loss], rel=1e-6)  # once for both runs
     assert figures.chances(run, "zeroshot_top1") == [100 / 12]
     assert figures.chances(figures.Run([runs / "simclr"]), "clip_loss") == []
+    run.logs["beit"] = (run.args | {"method": "beit"}, [])  # another partner's loss: chance unknown
+    assert figures.chances(run, "ssl_loss") == pytest.approx([ssl_loss], rel=1e-6)
     run.logs["other"] = (run.args | {"data": "cifar10", "batch_size": 2}, [])  # another set: chance unknown
     assert figures.chances(run, "zeroshot_top1") == [100 / 12] and len(figures.chances(run, "clip_loss")) == 2
 
