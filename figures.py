@@ -253,7 +253,7 @@ def show(axis, picture, **style):
 def views(run):
     seen, strong = run.train[0], run.args["clip_aug"] == "simclr"
     first_batch = data.permutation(len(seen), run.seed, 0)[: run.args["batch_size"]]
-    index = int(first_batch[-1])
+    index = int(first_batch[-1])  # one that has a caption under --captions too
     shown, captions = training_views(run, seen, [(epoch, index) for epoch in range(5)])
     kind = f"{'strong view' if strong else 'light crop'}\nfor the caption"
     names = {"images": kind, "images2": kind, "view1": "strong view 1", "view2": "strong view 2"}
@@ -365,20 +365,20 @@ def predictions(run):
 def attention(run):
     test, vit, size = run.test, run.model.visual, run.model.config.image_size
     chosen = run.order(len(test))[:8]
-    views = torch.stack([augment.evaluation_view(test[i][0], size) for i in chosen])  # [B, 3, S, S]
-    images = augment.normalise(views)
+    images = [augment.evaluation_view(test[i][0], size) for i in chosen]
+    images = augment.normalise(torch.stack(images))  # [B, 3, S, S]
     weights = attention_weights(vit, images.to(run.device)).cpu()  # [B, H, 1 + N, 1 + N]
     heads, side = weights.shape[1], size // vit.patch_embed.patch
     weights = weights[:, :, 0, 1:].mean(1)  # [B, N]; what the class token gives to itself is left out
     heat = rearrange(100 * weights / weights.sum(1, keepdim=True), "b (h w) -> b h w", h=side).numpy()
-    title = (
-        f"Where the class token looks: last block, mean of {heads} heads (even: {100 / side**2:.3g}% a patch)"
-    )
+    even = f"even: {100 / side**2:.3g}% a patch"
+    title = f"Where the class token looks: last block, mean of {heads} heads ({even})"
     figure = sheet(1.3 * len(chosen) + 2, 3.4, title)
     axes = figure.subplots(2, len(chosen), squeeze=False)
     for i, (above, below) in enumerate(axes.T):
         show(above, images[i])
-        above.set_title(label_of(test.classes, test.label(chosen[i])) if test.classes else test.name)
+        name = label_of(test.classes, test.label(chosen[i])) if test.classes else test.name
+        above.set_title(textwrap.fill(name, 14))
         drawn = show(below, heat[i], cmap="cividis", vmin=0, vmax=heat.max())
         for (y, x), value in np.ndenumerate(heat[i]):
             if side <= 4:
