@@ -85,6 +85,9 @@ OTHER = (
     "--max-steps 400"
 )
 FINETUNE_STEPS = 300  # a third of an epoch of Fashion-MNIST
+PROBE = (
+    10_000  # labelled pictures for the linear probe, at most: the features of all take longer than training
+)
 
 
 def miniature(data):
@@ -135,22 +138,25 @@ def train(data, row, seed, args):
     return results(out)
 
 
-def measure(data, out, root):
+def measure(name, out, root):
     """Zero-shot and linear accuracy of a run's last checkpoint, with what fine-tuning's log says, in
     results.json.
     """
+    import data
     import linear
     import sets
     import zeroshot
 
-    device, mini = ranks.start(), miniature(data)
+    device, mini = ranks.start(), miniature(name)
     model = slip.load(os.path.join(out, "checkpoint.pt")).to(device)
     found = {}
-    for name in mini.zeroshot if model.text is not None else []:
-        source = sets.open_source(name, root, "test")
-        found[f"zero-shot {name}"] = zeroshot.evaluate(model, source, device)["top1"]
-    for name in mini.linear:
-        found[f"linear {name}"] = linear.evaluate(model, *sets.labelled(name, root), device)[0]["top1"]
+    for task in mini.zeroshot if model.text is not None else []:
+        source = sets.open_source(task, root, "test")
+        found[f"zero-shot {task}"] = zeroshot.evaluate(model, source, device)["top1"]
+    for task in mini.linear:
+        train, test = sets.labelled(task, root)
+        train = data.part(train, data.permutation(len(train), 0, 0)[:PROBE])
+        found[f"linear {task}"] = linear.evaluate(model, train, test, device)[0]["top1"]
     with open(os.path.join(out, "finetune", "log.csv")) as file:
         found[f"fine-tuned {mini.finetune}"] = float(list(csv.DictReader(file))[-1]["top1"])
     path = os.path.join(out, "results.json")
