@@ -112,29 +112,31 @@ def results(out):
 
 def train(data, row, seed, args):
     """One row, one seed: trained and tested in processes of their own, so that runs side by side do not share
-    threads; what is done already is left out. Returns {column: per cent}.
+    threads; what is done already is left out. Returns {column: per cent}, without what has failed.
     """
     out, mini = folder(data, row, seed), miniature(data)
     os.makedirs(out, exist_ok=True)
     env = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.jobs))}
     common = ["--root", args.root, "--workers", "0"]
 
-    def run(name, *flags):
+    def run(*flags):
         with open(os.path.join(out, "screen.txt"), "a") as screen:
-            code = subprocess.run([sys.executable, *flags, *common], env=env, stdout=screen, stderr=screen)
-        if code.returncode:
-            raise SystemExit(f"{name} of {row}, seed {seed}, has failed: see {out}/screen.txt")
+            command = [sys.executable, *flags, *common]
+            subprocess.run(command, env=env, stdout=screen, stderr=screen, check=True)
 
-    if not results(out):
-        flags = f"--data {data} {mini.flags} {RUNS[row].format(data=data)} --seed {seed}".split()
-        run("training", "train.py", *flags, "--out", out)
-    checkpoint = os.path.join(out, "checkpoint.pt")
-    if f"fine-tuned {mini.finetune}" not in results(out):
+    checkpoint, tuned = os.path.join(out, "checkpoint.pt"), os.path.join(out, "finetune")
+    if f"fine-tuned {mini.finetune}" in results(out):
+        return results(out)
+    try:
+        if not results(out):
+            flags = f"--data {data} {mini.flags} {RUNS[row].format(data=data)} --seed {seed}".split()
+            run("train.py", *flags, "--out", out)
         flags = f"--data {mini.finetune} --max-steps {FINETUNE_STEPS} --seed {seed}".split()
-        tuned = os.path.join(out, "finetune")
-        run("fine-tuning", "finetune.py", "--checkpoint", checkpoint, *flags, "--out", tuned)
-        run("testing", "tables.py", "main", "--data", data, "--measure", out)
+        run("finetune.py", "--checkpoint", checkpoint, *flags, "--out", tuned)
+        run("tables.py", "main", "--data", data, "--measure", out)
         print(f"done: {row} on {data}, seed {seed}", flush=True)
+    except subprocess.CalledProcessError as error:
+        print(f"failed: {error.cmd[1]} for {row} on {data}, seed {seed}: see {out}/screen.txt", flush=True)
     return results(out)
 
 
@@ -237,6 +239,7 @@ def main(argv=None):
         show(args.name, data, {row: [done[data, row, seed] for seed in range(args.seeds)] for row in rows})
     if args.name in PAPER:
         show_paper(args.name)
+    return 0 if all(done.values()) else 1
 
 
 def check(names, root):
@@ -249,4 +252,4 @@ def check(names, root):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

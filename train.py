@@ -323,7 +323,8 @@ def make_model(args, captioned, learn):
 def some_views(views, most=1000):
     """Normalised strong crops of at most so many pictures [n, 3, S, S], their colours as they are."""
     source = views.captioned if views.other is None else views.other
-    keys = [((0, i), (0, i)) for i in range(0, len(source), -(-len(source) // most))]
+    keys = [(0, i) for i in range(0, len(source), -(-len(source) // most))]
+    keys = [(key if views.other is None else (0, 0), key) for key in keys]
     return data.augment.normalise(torch.stack([views[key]["view1"] for key in keys]))
 
 

@@ -102,7 +102,7 @@ def test_processes_match_one_in_loss_gradient_and_batchnorm(gradients, processes
     assert farthest(one, many) < 1e-8  # float64; sums over BatchNorm and softmax in another order
 
 
-@pytest.mark.parametrize("method", ["slip-mocov3", "byol", "slip-beit"])
+@pytest.mark.parametrize("method", ["slip-mocov3", "slip-beit"])
 def test_the_other_partners_match_one_process_too(gradients, method):
     one, two = gradients(1, method), gradients(2, method)
     assert one.keys() == two.keys() and farthest(one, two) < 1e-8  # as above

@@ -84,6 +84,15 @@ def test_a_run_that_is_done_is_not_done_again(tmp_path, monkeypatch):
     assert tables.train("scenes", "CLIP", 0, args) == done
 
 
+def test_a_run_that_fails_is_told_at_once_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # where no train.py is
+    monkeypatch.setattr(tables, "check", lambda names, root: None)
+    assert tables.main(["decoupled", "--seeds", "1"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("failed: train.py for ") == 3 and "| SLIP-decoupled | - | - |" in out
+    assert "train.py" in open(os.path.join(tables.folder("scenes", "CLIP", 0), "screen.txt")).read()
+
+
 @pytest.mark.parametrize(
     "flags, sentence",
     [
