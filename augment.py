@@ -6,7 +6,7 @@ Paper: section 3 and implementation details; the strong pair is SimCLR's (Chen e
     device, the batch     uint8 [B, 3, 224, 224] --normalise--> float [B, 3, 224, 224]             (light)
                           uint8 [B, 3, 224, 224], parameters [B, 13] --strong--> float [B, 3, 224, 224]
 
-All is drawn from the caller's `np.random.default_rng((seed, epoch, index))`: a view is a function of these.
+All is drawn from a generator that the caller seeds by (seed, epoch, index): a view is a function of these.
 Not here: opening pictures and seeding (data.py), what is made of the views (selfsup.py), mixup (finetune.py).
 
     python augment.py [IMAGE] --out views.png    # the views of a picture, side by side; 4 s
@@ -89,7 +89,6 @@ class Strong:
     grayscale_p: float = 0.2
     blur_p: float = 0.5
     solarise_p: float = 0.0
-    min_scale: float = 0.08
     flip_p: float = 0.5
     sigma: tuple = (0.1, 2.0)  # of the blur, in pixels of a 224-pixel view
     masked: float = 0.0  # share of the patches that the tower does not see (block_mask)
@@ -299,7 +298,7 @@ def main(argv=None):
     rows = []
     for index in range(4):
         rng = np.random.default_rng((args.seed, 0, index))  # (seed, epoch, index)
-        scales = [(0.5, 1.0), (SIMCLR.min_scale, 1.0), (SIMCLR.min_scale, 1.0)]
+        scales = [(0.5, 1.0), (0.08, 1.0), (0.08, 1.0)]
         light, *pair = [crop(picture, crop_box(rng, *picture.size, scale), 224) for scale in scales]
         rows.append(normalise(torch.stack([evaluation_view(picture, 224), light])))
         rows.append(strong(torch.stack(pair), np.stack([draw(rng, SIMCLR) for _ in pair])))

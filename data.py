@@ -1,6 +1,6 @@
 """Data: where pictures with captions or labels come from, in which order, and what is done about bad ones.
 
-Paper: section 4.1 (YFCC15M, CC3M, CC12M; a class-labelled set is captioned by drawing a template here).
+Paper: section 4.1 (YFCC15M, CC3M, CC12M). A class-labelled set is captioned here by drawing a template.
 
     Source: source[i] -> (PIL picture, label or caption)                   (sets.py opens one by its name)
     Views(...)[(epoch, index), (epoch, index)] -> uint8 crops [3, S, S], parameters of strong views, caption
@@ -177,7 +177,8 @@ class Batches:
     """A sampler: for each step this rank's keys, ((epoch, index) of the captioned, (epoch, index) of the
     other picture).
 
-    With one `count` both are the same picture. `mine` cuts a rank's share from the global batch (ranks.mine).
+    Where `other_count` is None both are the same picture. `mine` cuts a rank's share from the global batch
+    (ranks.mine).
     """
 
     def __init__(self, count, other_count, batch, seed, steps, mine):

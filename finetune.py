@@ -64,7 +64,7 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images, micro_batch=None, recompute=False):
-        """In chunks. Drop path is drawn for each: with it, and only then, their size changes the result."""
+        """In chunks. Drop path is drawn for each chunk: with it, and only then, their size matters."""
         features = slip.in_chunks(
             lambda chunk: {"features": self.visual(chunk["images"])},
             {"images": images},

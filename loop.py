@@ -1,13 +1,14 @@
 """The loop: steps, the log, the live line, and checkpoints from which a killed run goes on as if nothing
 had happened.
 
-Shared by train.py and finetune.py, which bring their own model, batches and loss.
+Shared by train.py, finetune.py and linear.py, which bring their own model, batches and loss.
 
     fit(model, optimizer, batches, loss_of, ...): for each step: rate, batch, loss, backward, update, save
 
 The resume policy:
  1. Everything random in a step is a function of (seed, step): samples by (seed, epoch, index), drop path and
-    mixup by a generator seeded anew at each step. So a checkpoint's random state is its step.
+    mixup by a generator seeded anew at each step. So a checkpoint's random state is its step. Bit for bit
+    that holds on one machine with the same ranks and chunks; with others but for rounding.
  2. A checkpoint is written to a temporary name, flushed, renamed; the one before is kept beside it.
  3. The same line again goes on from the newest whole checkpoint; a torn one is named, the previous one used.
  4. The log's rows are kept in the checkpoint and log.csv is rewritten from them: it never runs ahead.
@@ -190,7 +191,7 @@ def chunk_rows(model, rows, device, views=3):
 
     A block keeps about 34 numbers of a token's width for the backward pass (its own arithmetic: qkv,
     attention, MLP). On a CPU, chunks of 16, 8 and 4 pictures of ViT-S/16 took 3.24, 3.46 and 3.81 times one
-    view's time for a whole step (bench.py): 3,200 tokens is enough, and cuts the batch into equal parts.
+    view's time for a whole step (bench.py), so none is smaller than these 16 pictures, 3,200 tokens.
     """
     tower = unwrapped(model).visual
     tokens = tower.positions.shape[1]

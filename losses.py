@@ -79,7 +79,7 @@ def main(argv=None):
     perfect, random, other = torch.eye(b), torch.randn(b, 4096), torch.randn(b, 4096)
     collapsed = torch.ones(b, 8)
     scale = 1 / 0.07
-    # Rows at right angles: one logit of the scale among others of 0.
+    # Rows at right angles: one logit of 1/0.07 (NT-Xent: 1/0.1) among others of 0.
     info, ntxent = math.log1p((b - 1) * math.exp(-scale)), math.log1p((2 * b - 2) * math.exp(-10))
     print(
         f"batch of {b}, scale 1/0.07, temperature 0.1                   InfoNCE   theory    NT-Xent   theory"
@@ -87,7 +87,13 @@ def main(argv=None):
     for name, left, right, clip_theory, ssl_theory in [
         ("perfect: pairs equal, all else at right angles", perfect, perfect, info, ntxent),
         ("collapsed: every embedding the same", collapsed, collapsed, math.log(b), math.log(2 * b - 1)),
-        ("random: nothing learned (theory for small scale)", random, other, math.log(b), math.log(2 * b - 1)),
+        (
+            "random: nothing learned (theory: all logits equal)",
+            random,
+            other,
+            math.log(b),
+            math.log(2 * b - 1),
+        ),
     ]:
         clip_loss, ssl_loss = info_nce(left, right, scale)[0], nt_xent(left, right)[0]
         print(f"{name:<55} {clip_loss:9.4f} {clip_theory:8.4f}  {ssl_loss:9.4f} {ssl_theory:8.4f}")

@@ -5,7 +5,7 @@ Paper: section 4 and appendix (accuracy; the mean per class where classes are un
     source -> evaluation views [B, 3, S, S] -> apply -> results [n, ...], labels [n]
     scores [n, K], labels [n] -> per cent
 
-Shared by the three test tasks, sharded over the ranks without counting a picture twice. Which metric a set
+Shared by the test tasks, sharded over the ranks without counting a picture twice. Which metric a set
 is judged by stands in tasks.py.
 """
 

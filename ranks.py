@@ -1,5 +1,5 @@
-"""Ranks: one process, or many that train as one. The only file that knows torch.distributed, the device,
-the precision.
+"""Ranks: one process, or many that train as one. The only file that knows torch.distributed; it chooses
+device and precision.
 
 Paper: section 4 (64 GPUs, mixed precision). The idea: gather the features once, with gradient; from there
 on every rank holds the global batch and computes the same global loss with single-process code.
@@ -7,7 +7,8 @@ on every rank holds the global batch and computes the same global loss with sing
     features [b, D] on each of R ranks -> gather -> [B, D] on every rank, B the sum of the b
 
 Why the gradient is exact: every rank computes the same loss, so the backward of the gather sums R equal
-gradients, and the averaging of DistributedDataParallel divides by R.
+gradients, and the averaging of DistributedDataParallel divides by R. Projections and heads run after the
+gather on the same rows everywhere: their gradients are equal, and the mean leaves them as they are.
 """
 
 import os
@@ -113,7 +114,9 @@ class Gather(torch.autograd.Function):
         counts = [torch.zeros_like(count) for _ in range(world())]
         dist.all_gather(counts, count)
         ctx.counts = [int(c) for c in counts]
-        padded = rows.new_zeros(max(ctx.counts), *rows.shape[1:])  # collectives want equal shapes
+        padded = rows.new_zeros(
+            max(ctx.counts), *rows.shape[1:]
+        )  # [max b, ...]: collectives want equal shapes
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in range(world())]
         dist.all_gather(parts, padded)

@@ -24,7 +24,7 @@ PAPER = dict(
     workers=min(8, (os.cpu_count() or 2) - 1),
 )
 BETAS, EPS, START_LR, END_LR = (0.9, 0.98), 1e-8, 1e-6, 1e-5
-METHOD = {  # method: lr, wd at batch 4096
+METHOD = {  # method: lr, wd at batch 4096; another --batch-size leaves them: set --lr with it
     "slip": dict(lr=3e-3, wd=0.1),
     "clip": dict(lr=5e-4, wd=0.5),
     "simclr": dict(lr=3.2e-3, wd=0.1),
@@ -111,8 +111,8 @@ def finetune(model, data):
 
 
 def parameter_groups(model, wd):
-    """Two groups for the optimizer: matrices decay; biases, LayerNorm, BatchNorm and other 1-d parameters
-    do not.
+    """Two groups for the optimizer: what has two dimensions and more decays (class token and positions too);
+    biases, LayerNorm, BatchNorm and the logit scale do not.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [

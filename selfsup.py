@@ -3,10 +3,11 @@
 Paper: section 3.2 (SimCLR) and the comparison of partners: MoCo v3, BYOL, BEiT. Every partner has the same
 methods, called by whoever trains:
 
-    branch.begin(views, encoder)               before the first step: what is learned from pictures beforehand
-    branch.look(tower, chunk) -> {name: [b, ...]}   in SLIP.forward: has the tower, sees a chunk
+    branch.begin(views, encoder)                    before the first step: what is learned from pictures first
+    branch.look(tower, chunk) -> {name: [b, ...]}   in SLIP.forward: runs the tower on a chunk's views
     branch(features)          -> loss, accuracy     after the gather: sees the whole global batch
     branch.after_step(tower, progress)              after the optimizer's step: momentum encoders move
+    branch.chance(batch)      -> loss, accuracy, words   of a branch that has learned nothing
 
 So BatchNorm's statistics are the global batch's, for any number of chunks and ranks, without a SyncBatchNorm.
 Not here: SimCLR's loss (losses.py), drawing views and masks (augment.py).
@@ -18,16 +19,16 @@ import os
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import nn
 
 from augment import denormalise
 from losses import full_precision, normalised, nt_xent
+from vit import cut
 
 
 def mlp(*widths, bias=True, norm_out=False):
     """Linear layers from width to width, BatchNorm and ReLU after all but the last; `norm_out`: after the
-    last a BatchNorm that learns nothing.
+    last a BatchNorm without scale and shift.
     """
     layers = []
     for width, out in zip(widths, widths[1:]):
@@ -78,9 +79,8 @@ class SimCLR(Branch):
 
 
 class Momentum(Branch):
-    """What MoCo v3 and BYOL share. Tower, projector and predictor see a view; what they must tell is what a
-    slow copy of tower and projector makes of the other view. The copy follows by a moving average and gets no
-    gradient.
+    """What MoCo v3 and BYOL share. Tower, projector and predictor see a view and predict the embedding of the
+    other view by a slow copy of tower and projector, which follows as a moving average, without gradient.
     """
 
     def __init__(self, tower, projector, predictor, momentum):
@@ -97,17 +97,21 @@ class Momentum(Branch):
         return features | slow
 
     def forward(self, features):
-        """Features [B, D] -> (loss, accuracy): each view tells the other's slow embedding."""
-        q1, q2 = (self.predictor(self.projector(features[name])) for name in ("features1", "features2"))
+        """Features [B, D] -> (loss, accuracy): each view predicts the other's slow embedding."""
+        names = ("features1", "features2")
+        q1, q2 = (self.predictor(self.projector(features[name])) for name in names)  # [B, E]
         with torch.no_grad():
             k1, k2 = self.slow_projector(features["slow1"]), self.slow_projector(features["slow2"])  # [B, E]
         with torch.autocast(q1.device.type, enabled=False):
-            (loss1, hits1), (loss2, hits2) = self.tell(*normalised(q1, k2)), self.tell(*normalised(q2, k1))
+            loss1, hits1 = self.compare(*normalised(q1, k2))
+            loss2, hits2 = self.compare(*normalised(q2, k1))
         return loss1 + loss2, (hits1 + hits2) / 2
 
     @torch.no_grad()
     def after_step(self, tower, progress):
-        """Move the copy: slow = m slow + (1 - m) quick, m from `momentum` to 1 along half a cosine."""
+        """Move the copy: slow = m slow + (1 - m) quick, m from `momentum` to 1 along half a cosine.
+        Parameters only: BatchNorm's statistics are the copy's own.
+        """
         m = 1 - (1 - self.momentum) * (1 + math.cos(math.pi * progress)) / 2
         for slow, quick in ((self.slow_tower, tower), (self.slow_projector, self.projector)):
             for mine, new in zip(slow.parameters(), quick.parameters(), strict=True):
@@ -132,7 +136,7 @@ class MoCoV3(Momentum):
         super().__init__(tower, projector, predictor, momentum)
         self.temperature = temperature
 
-    def tell(self, q, k):
+    def compare(self, q, k):
         similarity = q @ k.T  # [B, B]
         labels = torch.arange(len(q), device=q.device)
         loss = 2 * self.temperature * F.cross_entropy(similarity / self.temperature, labels)
@@ -144,14 +148,14 @@ class MoCoV3(Momentum):
 
 
 class BYOL(Momentum):
-    """A view tells the slow embedding of the other view, with nothing to tell it from (Grill et al. 2020,
+    """A view predicts the slow embedding of the other view, without negatives (Grill et al. 2020,
     arXiv 2006.07733, equation 2): squared distance of unit vectors. The temperature has no part in it.
     """
 
     def __init__(self, tower, hidden=4096, out=256, temperature=None, momentum=0.996):
         super().__init__(tower, mlp(tower.width, hidden, out), mlp(out, hidden, out), momentum)
 
-    def tell(self, q, k):
+    def compare(self, q, k):
         loss = (q - k).square().sum(dim=1).mean()  # 2 - 2 cos
         return loss, nearest(q @ k.T).detach()  # in no loss: shows a collapse, where the loss does not
 
@@ -177,20 +181,16 @@ class BEiT(Branch):
         self.encoder = None
         self.register_buffer("codebook", torch.zeros(out, 3 * self.patch**2))
 
-    def patches(self, images):
-        """[B, 3, H, W] -> [B, N, 3 P P], in the order of vit.PatchEmbed."""
-        return rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
-
     def begin(self, views, encoder=None):
         self.encoder = encoder
         if encoder is None and not self.codebook.any():  # a run that goes on has it in its checkpoint
-            points = self.patches(views()).flatten(0, 1)  # [n N, 3 P P]
+            points = cut(views(), self.patch).flatten(0, 1)  # [n N, 3 P P]
             self.codebook.copy_(kmeans(points, len(self.codebook)))
 
     @torch.no_grad()
     def tokens(self, images):
         """Normalised views [b, 3, H, W] -> a visual token for each patch, [b, N]."""
-        return self.encoder(images) if self.encoder else closest(self.patches(images), self.codebook)
+        return self.encoder(images) if self.encoder else closest(cut(images, self.patch), self.codebook)
 
     def look(self, tower, chunk):
         """View [b, 3, H, W] and mask [b, N] -> for each picture the sum of its hidden patches' losses, of
@@ -198,12 +198,12 @@ class BEiT(Branch):
         """
         images, mask = chunk["view1"], chunk["view1_mask"]
         patches = tower.patch_embed(images)  # [b, N, D]
-        hidden = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
-        logits = self.head(tower.encode(hidden)[:, 1:][mask])  # [hidden patches, codes]
-        labels, rows = self.tokens(images)[mask], mask.nonzero()[:, 0]
+        masked = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)  # [b, N, D]
+        logits = self.head(tower.encode(masked)[:, 1:][mask])  # [M, K]: M hidden patches, K codes
+        labels, rows = self.tokens(images)[mask], mask.nonzero()[:, 0]  # [M]: its token, its picture
         with torch.autocast(images.device.type, enabled=False):
             losses = F.cross_entropy(full_precision(logits), labels, reduction="none")
-        zeros = losses.new_zeros(len(images))
+        zeros = losses.new_zeros(len(images))  # [b]
         hits = (logits.argmax(1) == labels).to(losses.dtype)
         sums = {"token_loss": zeros.index_add(0, rows, losses), "token_hits": zeros.index_add(0, rows, hits)}
         return sums | {"token_count": mask.sum(1).to(losses.dtype)}
@@ -240,9 +240,9 @@ def kmeans(points, count, rounds=10, most=50_000):
         raise ValueError(f"found {len(points)} patches, expected {count} or more for as many visual tokens")
     codes = points[:count].clone()
     for _ in range(rounds):
-        labels = torch.cat([closest(part, codes) for part in points.split(8192)])
-        sums = torch.zeros_like(codes).index_add_(0, labels, points)
-        sizes = torch.bincount(labels, minlength=count)[:, None]
+        labels = torch.cat([closest(part, codes) for part in points.split(8192)])  # [n]
+        sums = torch.zeros_like(codes).index_add_(0, labels, points)  # [K, C]
+        sizes = torch.bincount(labels, minlength=count)[:, None]  # [K, 1]
         codes = torch.where(sizes > 0, sums / sizes.clamp(min=1), codes)  # one that nobody is near stays
     return codes
 

@@ -3,7 +3,8 @@ branch.
 
 Paper: figure 1, section 3. CLIP is SLIP without the branch, SimCLR is SLIP without the language.
 
-    SLIP.forward: views and tokens in, features out (these are gathered); the heads stand outside it
+    SLIP.forward: views and tokens in, features out (these are gathered); projections and heads stand outside
+    it, but for BEiT's, which needs the patches
     images [B, 3, 224, 224] -> encode_image -> [B, 512]        tokens [B, L] -> encode_text -> [B, 512]
 
 `python slip.py FILE` prints what a checkpoint holds. `load(FILE)` reads ours and the published weight files.
@@ -39,14 +40,14 @@ METHODS = {  # method: (has the language loss, self-supervised partner)
     "byol": (False, "byol"),
     "beit": (False, "beit"),
 }
-PUBLISHED = {
+PUBLISHED = {  # size in the name of a model (SLIP_VITB16): ours; the last two are in no weight file
     "VITS16": "vit_s16",
     "VITB16": "vit_b16",
     "VITL16": "vit_l16",
     "TINY": "vit_tiny",
     "VITTI16": "vit_ti16",
 }
-TEXT = {  # text tower, joint space and SSL head beside each image tower; the paper's three share one
+TEXT = {  # text tower, joint space and SSL head beside our small towers; the paper's three have Config's
     "vit_tiny": dict(text_width=128, text_depth=2, text_heads=4, embed=128, ssl_hidden=512, ssl_out=128),
     "vit_ti16": dict(text_width=256, text_depth=6, text_heads=4, ssl_hidden=1024),
 }
@@ -101,20 +102,20 @@ def build(name):
     return SLIP(configure(method.lower(), PUBLISHED[size]))
 
 
-def in_chunks(tower, batch, micro_batch=None, recompute=False, random=False):
-    """Apply `tower`, a dict of rows -> {name: features [b, ...]}, to a batch in chunks of `micro_batch` rows.
+def in_chunks(apply, batch, micro_batch=None, recompute=False, random=False):
+    """Apply a function, dict of rows -> {name: features [b, ...]}, to a batch, `micro_batch` rows at a time.
 
     Under `recompute` only the features of a chunk are kept; its activations are made again in the backward
-    pass: the gradient is that of the whole batch, exactly. `random`: the tower draws (drop path), and must
+    pass: the gradient is that of the whole batch, but for rounding. `random`: it draws (drop path), and must
     draw the same when it runs again.
     """
     rows, parts = len(next(iter(batch.values()))), []
     for start in range(0, rows, micro_batch or rows):
         chunk = {name: value[start : start + (micro_batch or rows)] for name, value in batch.items()}
         if recompute and torch.is_grad_enabled():
-            parts.append(checkpoint(tower, chunk, use_reentrant=False, preserve_rng_state=random))
+            parts.append(checkpoint(apply, chunk, use_reentrant=False, preserve_rng_state=random))
         else:
-            parts.append(tower(chunk))
+            parts.append(apply(chunk))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -171,7 +172,7 @@ class SLIP(nn.Module):
             if "images2" in chunk:  # the ablation of two views for the language loss
                 features["image_features2"] = self.visual(chunk["images2"])  # [b, D]
         if self.branch is not None:
-            features |= self.branch.look(self.visual, chunk)  # [b, D] each
+            features |= self.branch.look(self.visual, chunk)  # [b, D] each (BEiT: [b])
         return features
 
 

@@ -1,9 +1,11 @@
-"""Pre-training: one vision transformer, the sum of two losses.
+"""Pre-training: one vision transformer, the sum of two losses. Paper: Algorithm 1, which is `objective`.
 
 python train.py                                      # the built-in scenes, minutes on a laptop
 python train.py --method clip --data fashionmnist     # another method, another set
-python train.py --data imagenet --epochs 25           # the paper's recipe; ImageNet under data/imagenet
-torchrun --nproc_per_node=8 train.py --data imagenet  # the same on eight GPUs: the batch size is global
+python train.py --data imagenet --epochs 25           # the paper's hyper-parameters; class names as captions
+torchrun --nproc_per_node=8 train.py --data yfcc15m   # the paper's data, on eight GPUs
+
+Not here: the loop (loop.py), the views (data.py, augment.py), the recipe's values (recipe.py).
 """
 
 import argparse
@@ -33,8 +35,8 @@ FREE = {"out", "root", "workers", "device", "micro_batch", "save_every", "compil
 
 
 def objective(model, features, ssl_scale):
-    """Algorithm 1 on the features of the global batch, [B, D] each -> (loss, what to log). CLIP, SimCLR: a
-    term is missing.
+    """Algorithm 1 on the features of the global batch, [B, D] each (BEiT's: [B]) -> (loss, what to log).
+    CLIP, SimCLR: a term is missing.
     """
     loss, stats = 0.0, {}
     if model.text is not None:
@@ -82,10 +84,11 @@ def step_loss(model, args, device):
 
 def arguments():
     parser = argparse.ArgumentParser(
-        description="Train SLIP, CLIP or SimCLR. A flag left out takes the recipe's value for the method and "
-        "the data (recipe.py): for imagenet the paper's. The same line again goes on with a stopped run.",
+        description="Train SLIP, CLIP, or self-supervision alone. A flag left out takes the recipe's value "
+        "for the method and the data (recipe.py): for imagenet the paper's. The same line again goes on with "
+        "a stopped run.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=__doc__.split("\n\n", 1)[1],
+        epilog=__doc__.split("\n\n")[1],
     )
     flags_of_the_model(parser.add_argument_group("what is trained"))
     flags_of_the_pictures(parser.add_argument_group("on what"))
@@ -361,7 +364,7 @@ def announce(args, model, device, views, state, test, batch):
 
 class Evaluation:
     """After each epoch: zero-shot on the test split for the log; on the held-out part of the training set
-    for best.pt.
+    for best.pt, or InfoNCE there where it has captions and no classes.
     """
 
     def __init__(self, args, model, device, held):
@@ -435,7 +438,7 @@ def main(argv=None):
 
     def after_step(step):
         if model.text is not None:
-            model.logit_scale.data.clamp_(0, 4.6052)  # a scale of 1 to 100
+            model.logit_scale.data.clamp_(0, 4.6052)  # a scale of 1 to 100; published so, log 100 is 4.60517
         if model.branch is not None:
             model.branch.after_step(model.visual, (step + 1) / args.steps)
 

@@ -26,6 +26,11 @@ SIZES = {  # name: width, depth, heads, patch
 }
 
 
+def cut(images, patch):
+    """Pictures [B, 3, H, W] -> squares [B, N, 3 P P], with N = (H / P) * (W / P), row by row."""
+    return rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch)
+
+
 class PatchEmbed(nn.Module):
     """Cut a picture into squares and project each: a strided convolution, written as the matrix product it
     is.
@@ -43,14 +48,13 @@ class PatchEmbed(nn.Module):
         self.projection = nn.Linear(3 * patch * patch, width)
 
     def forward(self, images):
-        """[B, 3, H, W] -> [B, N, D], with N = (H / patch) * (W / patch), row by row."""
+        """[B, 3, H, W] -> [B, N, D]."""
         if images.shape[-2:] != (self.image_size, self.image_size):
             found = "x".join(map(str, images.shape[-2:]))
             raise ValueError(
                 f"found pictures of {found} pixels, expected {self.image_size}x{self.image_size}"
             )
-        patches = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
-        return self.projection(patches)
+        return self.projection(cut(images, self.patch))
 
 
 class Attention(nn.Module):
@@ -67,7 +71,8 @@ class Attention(nn.Module):
     def forward(self, x):
         """[B, N, D] -> [B, N, D]."""
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # softmax(q k^T / sqrt(d)) v
+        # softmax(q k^T / sqrt(d)) v: [B, H, N, d] each
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out(rearrange(x, "b h n d -> b n (h d)"))
 
 

@@ -20,7 +20,7 @@ PACKAGES = {"torch", "torchvision", "einops", "numpy", "pytest"}
 ALONE = dict.fromkeys(["vit", "losses", "augment", "ranks", "recipe", "tasks", "scenes"], set())
 CONCEPTS = ALONE | {
     "text": {"vit"},
-    "selfsup": {"augment", "losses"},
+    "selfsup": {"augment", "losses", "vit"},
     "slip": {"vit", "text", "selfsup"},
     "data": {"augment", "tasks"},
     "captioned": {"data"},
