@@ -4,6 +4,7 @@ pytest tests/test_captioned.py
 """
 
 import csv
+import hashlib
 import io
 import json
 import tarfile
@@ -11,6 +12,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torchvision
 from PIL import Image
 
 import captioned
@@ -254,6 +256,25 @@ def test_shards_that_are_missing_empty_cut_or_bare_are_one_sentence(pictures):
         tar.add(pictures / "0.png", "0.png")
     with pytest.raises(ValueError, match="bare.tar holds 1 pictures, none with its caption"):
         sets.open_source(f"{pictures}/bare.tar")
+
+
+def test_sbu_is_read_through_torchvision_without_the_photos_that_are_gone(tmp_path, monkeypatch):
+    (tmp_path / "sbu/dataset").mkdir(parents=True)
+    for name, grey in (("a.png", 0), ("c.png", 40)):
+        Image.new("RGB", (8, 8), (grey,) * 3).save(tmp_path / "sbu/dataset" / name)
+    lines = {
+        "urls": ["http://x/a.png", "http://x/b.png", "http://y/c.png"],
+        "captions": ["one", "two", "three"],
+    }
+    for what, rows in lines.items():
+        (tmp_path / f"sbu/dataset/SBU_captioned_photo_dataset_{what}.txt").write_text("\n".join(rows))
+    archive = tmp_path / "sbu/SBUCaptionedPhotoDataset.tar.gz"
+    archive.write_bytes(b"what was downloaded")
+    with pytest.raises(FileNotFoundError, match="what torchvision.datasets.SBU downloads"):
+        sets.open_source("sbu", tmp_path)  # not the archive that it should be
+    checksum = hashlib.md5(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr(torchvision.datasets.SBU, "md5_checksum", checksum)
+    check(sets.open_source("sbu", tmp_path), ["one", "three"])
 
 
 def test_a_line_of_flickrs_captions_that_is_wrong_is_named(tmp_path):
