@@ -82,6 +82,14 @@ def step_loss(model, args, device):
     return loss_of
 
 
+def finish_step(model, progress):
+    """After the optimizer: the logit scale stays within 1 to 100, and what has no gradient moves."""
+    if model.text is not None:
+        model.logit_scale.data.clamp_(0, 4.6052)  # its logarithm; published so, log 100 is 4.60517
+    if model.branch is not None:
+        model.branch.after_step(model.visual, progress)
+
+
 def arguments():
     parser = argparse.ArgumentParser(
         description="Train SLIP, CLIP, or self-supervision alone. A flag left out takes the recipe's value "
@@ -436,17 +444,12 @@ def main(argv=None):
         sampler = data.Batches(len(views.captioned), other, args.batch_size, args.seed, steps, ranks.mine)
         return data.loader(views, sampler, args.workers, pin=device.type == "cuda")
 
-    def after_step(step):
-        if model.text is not None:
-            model.logit_scale.data.clamp_(0, 4.6052)  # a scale of 1 to 100; published so, log 100 is 4.60517
-        if model.branch is not None:
-            model.branch.after_step(model.visual, (step + 1) / args.steps)
-
     code = loop.guarded(lambda: loop.fit(
         wrapped, optimizer, batches, step_loss(wrapped, args, device), out=args.out, args=vars(args),
         state=state, steps=args.steps, epoch_steps=args.epoch_steps, batch_size=args.batch_size,
         columns=COLUMNS, rate=lambda step: recipe.learning_rate(step, args.steps, warmup, args.lr),
-        after_step=after_step, after_epoch=evaluation, save_every=args.save_every, clip=args.clip_grad,
+        after_step=lambda step: finish_step(model, (step + 1) / args.steps), after_epoch=evaluation,
+        save_every=args.save_every, clip=args.clip_grad,
         bad_share=data.BAD_SHARE,
     ))  # fmt: skip
     if code == 0:

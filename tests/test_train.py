@@ -199,6 +199,14 @@ def test_the_log_has_its_columns_and_the_checkpoint_its_arguments(tmp_path):
     assert saved["tokenizer"] and saved["run"]["versions"]["torch"]
 
 
+@pytest.mark.parametrize("value, kept", [(7.0, 4.6052), (-0.5, 0.0), (2.0, 2.0)])
+def test_the_logit_scale_is_clamped_after_the_step(value, kept):
+    model = slip.build(slip.configure("clip", "vit_tiny", vocab_size=520, text_depth=1))
+    model.logit_scale.data.fill_(value)
+    train.finish_step(model, 0.5)
+    assert model.logit_scale.item() == pytest.approx(kept, abs=1e-6)  # float32
+
+
 def test_a_scale_of_zero_gives_the_head_no_gradient():
     model = slip.build(slip.configure("slip", "vit_tiny", vocab_size=520, text_depth=1)).train()
     features = {n: torch.randn(8, 128, requires_grad=True) for n in
