@@ -186,11 +186,10 @@ def likeliest(run, source, count):
     """n labelled pictures -> probabilities and classes [n, count], the likeliest first, and labels [n]."""
     model, prompts = run.model, tasks.prompts(source.name)
     weights = zeroshot.classifier(model, source.classes, prompts, run.device)  # [K, E]
-
-    def logits(images):  # [B, 3, S, S] -> [B, K]
-        return model.logit_scale.exp() * retrieval.embed_images(model, images) @ weights.T
-
-    scores, labels = measure.over(source, model.config.image_size, run.device, logits)
+    embeds, labels = measure.over(
+        source, model.config.image_size, run.device, lambda x: retrieval.embed_images(model, x)
+    )  # [n, E]
+    scores = model.logit_scale.exp().detach() * embeds @ weights.T  # [n, K], out of autocast
     values, classes = scores.softmax(1).topk(min(count, len(source.classes)))
     return values.tolist(), classes.tolist(), labels.tolist()
 

@@ -203,7 +203,8 @@ def arguments():
 
 def check(args, pictures):
     """Values that no set or model could make right."""
-    for name in "epochs max_steps batch_size micro_batch save_every lr layer_decay image_size crop".split():
+    names = "epochs max_steps batch_size micro_batch save_every lr layer_decay image_size crop clip_grad"
+    for name in names.split():
         if getattr(args, name) is not None and getattr(args, name) <= 0:
             raise ValueError(f"found --{name.replace('_', '-')} {getattr(args, name)}, expected more than 0")
     for name in "drop_path smoothing erasing crop".split():
@@ -324,6 +325,8 @@ def report(args, rows, test):
 def test_only(parser, args):
     """--evaluate: a fine-tuned checkpoint on the test split."""
     try:
+        if args.workers and args.workers < 0:
+            raise ValueError(f"found --workers {args.workers}, expected 0 or more")
         device = ranks.start(args.device)
         model = load(args.checkpoint).to(device)
         then = slip.read(args.checkpoint)["run"]["args"]

@@ -111,6 +111,8 @@ def set_up_sgd(args, model, train):
             f"more, {ranks.world()} (the ranks) to {len(train)} (the pictures), 0 or more"
         )
     args.lr = values["lr"] * args.batch_size / values["lr_batch"] if args.lr is None else args.lr
+    if args.lr <= 0 or (args.save_every is not None and args.save_every <= 0):
+        raise ValueError(f"found --lr {args.lr} --save-every {args.save_every}, expected more than 0")
     args.epoch_steps = len(train) // args.batch_size
     args.out = args.out or os.path.join(os.path.dirname(args.checkpoint), f"linear-{args.data}")
     torch.manual_seed(args.seed)
@@ -190,6 +192,8 @@ def main(argv=None):
     parser = arguments()
     args = parser.parse_args(argv)
     try:
+        if args.workers < 0:
+            raise ValueError(f"found --workers {args.workers}, expected 0 or more")
         device = ranks.start(args.device)
         model = slip.load(args.checkpoint).to(device)
         train, test = sets.labelled(args.data, args.root)

@@ -85,15 +85,15 @@ def unwrapped(model):
     return model.module if hasattr(model, "module") else model
 
 
-def save(out, model, run):
-    """Rank 0 writes the checkpoint; the one before is kept."""
+def save(out, model, run, keep=True):
+    """Rank 0 writes the checkpoint; the one before is kept, unless it is of the same step."""
     if ranks.rank():
         return
     path, previous = os.path.join(out, CHECKPOINT), os.path.join(out, PREVIOUS)
     fresh = f"{path}.new"
     with writing(path, fresh, f"{fresh}.tmp"):
         slip.save(fresh, unwrapped(model), run)
-        if os.path.exists(path):
+        if keep and os.path.exists(path):
             os.replace(path, previous)
         os.replace(fresh, path)
 
@@ -242,6 +242,23 @@ def fit(
     if state:
         optimizer.load_state_dict(state["run"]["optimizer"])
     first, pace = run["step"], Pace(run["step"], steps, batch_size, args["workers"])
+
+    def checkpoint(keep=True):
+        date = time.strftime("%Y-%m-%d %H:%M:%S")
+        save(out, model, run | {"optimizer": optimizer.state_dict(), "date": date}, keep)
+        write_log(out, run["rows"])
+
+    def end_epoch(done):
+        pace.live.clear()
+        measured, score = after_epoch()
+        measured |= {"epoch": -(-done // epoch_steps), "step": done, "lr": rate(done - 1)}
+        add_row(run, columns, measured | {"images_per_s": pace.speed}, first_row=pace.epochs == 0)
+        keep_best(out, model, run, score)
+        pace.begin_epoch(done)
+        checkpoint(keep=False)
+
+    if run["count"] and (first % epoch_steps == 0 or first == steps):
+        end_epoch(first)  # which was stopped while it was evaluated
     with Signals() as signals:
         stream = iter(batches(range(first, steps)))
         for step in range(first, steps):
@@ -256,19 +273,11 @@ def fit(
             pace.show(step, stats, rate(step))
 
             ended = (step + 1) % epoch_steps == 0 or step + 1 == steps
-            if ended:
-                pace.live.clear()
-                measured, score = after_epoch()
-                measured |= {"epoch": -(-(step + 1) // epoch_steps), "step": step + 1}
-                measured |= {"lr": rate(step), "images_per_s": pace.speed}
-                end_epoch(run, columns, measured, first_row=pace.epochs == 0)
-                keep_best(out, model, run, score)
-                pace.begin_epoch(step + 1)
             caught = signals.caught if ranks.world() == 1 else int(ranks.total(torch.tensor(signals.caught)))
             if ended or caught or (save_every and (step + 1) % save_every == 0):
-                date = time.strftime("%Y-%m-%d %H:%M:%S")
-                save(out, model, run | {"optimizer": optimizer.state_dict(), "date": date})
-                write_log(out, run["rows"])
+                checkpoint()  # before an evaluation, which may be long, or stop
+            if ended:
+                end_epoch(step + 1)
             if caught and step + 1 < steps:
                 pace.live.clear()
                 raise Stop(
@@ -302,7 +311,7 @@ def learn(optimizer, loss_of, batch, lr, clip, step, out):
     return stats
 
 
-def end_epoch(run, columns, measured, first_row):
+def add_row(run, columns, measured, first_row):
     """The means of the epoch and what was measured, as a row of the log, shown."""
     means = {name: value / run["count"] for name, value in run["sums"].items()}
     row = {name: (means | measured).get(name, "") for name in columns}
@@ -327,7 +336,8 @@ class Pace:
 
     def __init__(self, first, steps, batch_size, workers):
         self.first, self.steps, self.batch_size, self.workers = first, steps, batch_size, workers
-        self.live, self.begun, self.waited, self.told, self.epochs = Live(), time.monotonic(), 0.0, False, -1
+        self.live, self.begun, self.waited, self.told = Live(), time.monotonic(), 0.0, False
+        self.speed, self.epochs = 0.0, -1
         self.begin_epoch(first)
 
     def begin_epoch(self, step):

@@ -28,8 +28,8 @@ def over(source, image_size, device, apply, *, resize=None, workers=0, batch=256
     labels [n]) of all, with a live line. Raises loop.Stop, on every rank, for a picture that cannot be read.
     """
     indices = ranks.mine(range(len(source)))
-    loader = DataLoader(
-        Subset(data.Labelled(source, image_size, resize), indices),
+    loader = DataLoader(  # a rank without a picture looks at one, for the shapes, and keeps nothing of it
+        Subset(data.Labelled(source, image_size, resize), indices or [0]),
         batch,
         num_workers=workers,
         worker_init_fn=data.one_thread,
@@ -49,7 +49,8 @@ def over(source, image_size, device, apply, *, resize=None, workers=0, batch=256
     live.clear()
     if ranks.total(torch.tensor(int(bad is not None), device=device)):  # the others would wait in the gather
         raise loop.Stop(bad or "another rank found a picture that cannot be read")
-    return ranks.gather(torch.cat(results)), ranks.gather(torch.cat(labels))
+    results, labels = (torch.cat(part)[: len(indices)] for part in (results, labels))
+    return ranks.gather(results), ranks.gather(labels)
 
 
 METRICS = {  # what `metrics` gives: how it is called
@@ -113,7 +114,7 @@ def record(checkpoint, task, source, how, metric, value):
     row = dict(zip(COLUMNS, (*values, len(source.classes or [])), strict=True))
     try:
         append(path, row)
-    except OSError as error:
+    except (OSError, ValueError, csv.Error) as error:
         ranks.warn(f"the result is not noted, {path} cannot be written ({error})")
 
 

@@ -141,14 +141,6 @@ def total(value):
     return value
 
 
-def agree(value):
-    """Rank 0's Python value, on every rank."""
-    values = [value]
-    if world() > 1:
-        dist.broadcast_object_list(values)
-    return values[0]
-
-
 def wrap(model, device):
     """The model, to be called in training: its gradients are averaged over the ranks in the backward pass."""
     if world() == 1:

@@ -174,6 +174,8 @@ class BEiT(Branch):
     def __init__(self, tower, hidden=None, out=512, temperature=None):
         super().__init__()
         self.patch = tower.patch_embed.patch
+        if tower.patch_embed.num_patches == 1:
+            raise ValueError("BEiT hides patches, found one: type a smaller --patch or a larger --image-size")
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(tower.width), std=0.02))
         self.head = nn.Linear(tower.width, out)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
@@ -190,7 +192,8 @@ class BEiT(Branch):
     @torch.no_grad()
     def tokens(self, images):
         """Normalised views [b, 3, H, W] -> a visual token for each patch, [b, N]."""
-        return self.encoder(images) if self.encoder else closest(cut(images, self.patch), self.codebook)
+        with torch.autocast(images.device.type, enabled=False):  # in bf16 one patch in 13 changed its token
+            return self.encoder(images) if self.encoder else closest(cut(images, self.patch), self.codebook)
 
     def look(self, tower, chunk):
         """View [b, 3, H, W] and mask [b, N] -> for each picture the sum of its hidden patches' losses, of
@@ -263,8 +266,9 @@ class VisualTokenizer:
             self.encoder = torch.jit.load(path, map_location="cpu").eval()
             self.side = image_size * grid // self.logits(torch.zeros(1, 3, image_size, image_size)).shape[-1]
             found = self.logits(torch.zeros(1, 3, self.side, self.side)).shape
-        except (RuntimeError, IndexError, AttributeError, ZeroDivisionError) as error:
-            reason = f"{error}\n".strip().splitlines()[0][:120]
+        except (RuntimeError, IndexError, AttributeError, ZeroDivisionError, torch.jit.Error) as error:
+            lines = f"{error}".strip().splitlines()  # what a program raises itself stands last
+            reason = lines[-1 if isinstance(error, torch.jit.Error) else 0][:120]
             raise ValueError(
                 f"{path} is no TorchScript encoder of {image_size}-pixel pictures: {reason}"
             ) from None
@@ -280,6 +284,6 @@ class VisualTokenizer:
 
     def __call__(self, images):
         """Normalised views [b, 3, H, W] -> visual tokens [b, N]."""
+        self.encoder.to(images.device)  # no part of the model, which is moved as a whole
         pictures = F.interpolate(denormalise(images), (self.side, self.side), mode="bilinear", antialias=True)
-        with torch.autocast(images.device.type, enabled=False):
-            return self.logits(pictures.float()).argmax(1).flatten(1)  # [b, h w]
+        return self.logits(pictures.float()).argmax(1).flatten(1)  # [b, h w]

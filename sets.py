@@ -60,8 +60,10 @@ def labelled(name, root="data"):
     if train.classes is None:
         raise ValueError(f"{name} has captions, no classes: type a labelled set")
     if train.classes != test.classes:
+        names = [str(c) for c in train.classes + test.classes if (c in train.classes) != (c in test.classes)]
         raise ValueError(
-            f"{name} has other classes for training ({train.classes}) than for testing ({test.classes})"
+            f"{name} has other classes for training ({len(train.classes)}) than for testing "
+            f"({len(test.classes)}): {', '.join(names[:3]) or 'another order'}"
         )
     return train, test
 

@@ -227,8 +227,11 @@ def main(argv=None):
         parser.error(f"found --seeds {args.seeds} --jobs {args.jobs}, expected 1 or more")
     if args.measure:
         return measure(args.data, args.measure, args.root)
-    names, rows = args.data.split(","), TABLES[args.name]
+    names, rows = list(dict.fromkeys(args.data.split(","))), TABLES[args.name]
     try:
+        few = [data for data in names if "--captions" in miniature(data).flags]
+        if args.name == "decoupled" and few:
+            raise ValueError(f"{few[0]} has few captions, so SLIP is decoupled already: type another --data")
         check(names, args.root)
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -247,8 +250,10 @@ def check(names, root):
     import sets
 
     for data in names:
-        for task in (*miniature(data).zeroshot, miniature(data).finetune):
+        for task in miniature(data).zeroshot:
             sets.open_source(task, root, "test")
+        for task in (*miniature(data).linear, miniature(data).finetune):
+            sets.labelled(task, root)
 
 
 if __name__ == "__main__":

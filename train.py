@@ -26,7 +26,7 @@ import zeroshot
 from losses import info_nce
 from selfsup import VisualTokenizer
 from text import Tokenizer
-from vit import SIZES, count_parameters
+from vit import SIZES, ViT, count_parameters
 
 COLUMNS = "epoch step loss clip_loss ssl_loss clip_acc ssl_acc logit_scale grad_norm lr images_per_s".split()
 COLUMNS += ["zeroshot_top1"]
@@ -200,6 +200,7 @@ def check(args):
         "patch",
         "captions",
         "clip_grad",
+        "ssl_temp",
     ):
         value = getattr(args, name)
         if value is not None and value <= 0:
@@ -209,6 +210,8 @@ def check(args):
     language, partner = slip.METHODS[args.method]
     if args.visual_tokenizer and partner != "beit":
         raise ValueError(f"--visual-tokenizer is BEiT's: type --method slip-beit, not {args.method}")
+    if args.ssl_temp and partner not in ("simclr", "mocov3"):
+        raise ValueError(f"--ssl-temp is SimCLR's and MoCo v3's: {args.method} has no such temperature")
     if args.ssl_data and not (language and partner):
         raise ValueError(f"--ssl-data is for two losses: type --method slip, not {args.method}")
     if (args.clip_views > 1 or args.clip_aug != "light") and not language:
@@ -346,11 +349,12 @@ def announce(args, model, device, views, state, test, batch):
         f"{args.method} {args.model}: {count_parameters(model):,} parameters, "
         f"{args.image_size} px, patch {args.patch}"
     )
-    captions = f", captions for {len(views.captioned):,} of them" if views.other is not None else ""
-    ranks.say(
-        f"{args.data}: {len(views.other or views.captioned):,} pictures{captions}; "
-        f"{args.epoch_steps} steps an epoch"
-    )
+    seen = f"{args.data}: {len(views.captioned):,} pictures"
+    if args.ssl_data:
+        seen += f", self-supervision on {len(views.other):,} of {args.ssl_data}"
+    elif views.other is not None:
+        seen = f"{args.data}: {len(views.other):,} pictures, captions for {len(views.captioned):,} of them"
+    ranks.say(f"{seen}; {args.epoch_steps} steps an epoch")
     ranks.say(
         f"{batch}; {args.steps} steps, lr {args.lr:g}, wd {args.wd:g}; "
         f"{device}, {ranks.precision(device, args.precision)}"
@@ -425,11 +429,12 @@ def main(argv=None):
         device, model, state, views, held = set_up(args)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    batch = loop.plan_chunks(args, model, device)
+    batch = loop.plan_chunks(args, model, device, views=args.clip_views + 2)
     evaluation = Evaluation(args, model, device, held)
     announce(args, model, device, views, state, evaluation.test, batch)
-    if args.compile:
-        model.visual.compile()
+    if args.compile:  # block by block: BEiT does not call the tower as a whole
+        for block in (b for tower in model.modules() if isinstance(tower, ViT) for b in tower.blocks):
+            block.compile()
     optimizer = torch.optim.AdamW(
         recipe.parameter_groups(model, args.wd), lr=args.lr, betas=recipe.BETAS, eps=recipe.EPS, fused=True
     )

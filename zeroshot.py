@@ -57,11 +57,11 @@ def evaluate(model, source, device, *, names=None, templates=None, workers=0):
     model.eval()
     templates = templates or tasks.prompts(source.name)
     weights = classifier(model, names or source.classes, templates, device)  # [K, E]
-    scores, labels = measure.over(
-        source, size, device, lambda x: retrieval.embed_images(model, x) @ weights.T, workers=workers
-    )  # [n, K]
+    embeds, labels = measure.over(
+        source, size, device, lambda x: retrieval.embed_images(model, x), workers=workers
+    )  # [n, E]
     model.train(training)
-    return measure.metrics(scores, labels)
+    return measure.metrics(embeds @ weights.T, labels)  # out of autocast: bf16 makes near cosines equal
 
 
 def name_picture(model, path, names, templates, device):

@@ -299,6 +299,8 @@ def test_a_fine_tuned_file_is_no_model_of_captions(colours, capsys):
         ("--lr 0", "found --lr 0.0, expected more than 0"),
         ("--crop 2", "found --crop 2.0, expected 0 to 1"),
         ("--mixup -1", "found --mixup -1.0, expected 0 or more"),
+        ("--clip-grad -1", "found --clip-grad -1.0, expected more than 0"),
+        ("--evaluate --workers -1", "found --workers -1, expected 0 or more"),
         ("--test-resize 0.9", "found --test-resize 0.9, expected 1 or more"),
         ("--image-size 33", "not a multiple of the patch size 8"),
         ("--evaluate", "m.pt is not fine-tuned: leave out --evaluate"),

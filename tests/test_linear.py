@@ -177,7 +177,7 @@ def test_a_stopped_probe_goes_on_bit_for_bit(tmp_path, monkeypatch):
     sgd(tmp_path, "--epochs", "3", "--out", str(tmp_path / "whole"))
     save = loop.save
 
-    def stop_after_five(out, model, run):
+    def stop_after_five(out, model, run, keep=True):
         save(out, model, run)
         if run["step"] == 5:
             raise KeyboardInterrupt
@@ -214,6 +214,8 @@ def test_the_command_tells_accuracy_and_decay(tmp_path, capsys, method):
             "found --epochs 90 --batch-size 1024 --seed 0, expected 1 or more, 1",
         ),
         ("--checkpoint m.pt --recipe sgd --batch-size 60 --epochs 0", "found --epochs 0"),
+        ("--checkpoint m.pt --recipe sgd --batch-size 60 --lr -1", "found --lr -1.0"),
+        ("--checkpoint m.pt --workers -1", "found --workers -1"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_2(tmp_path, monkeypatch, capsys, flags, sentence):

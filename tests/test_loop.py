@@ -126,6 +126,27 @@ def test_the_best_is_kept_beside_the_last(tmp_path):
     assert not same(saved(tmp_path, loop.BEST), saved(tmp_path))
 
 
+def test_an_evaluation_that_stops_loses_no_step_and_is_made_up_for(tmp_path):
+    whole = Run(tmp_path / "whole")
+    rows = whole.go()
+    broken = Run(tmp_path / "broken")
+    evaluate, calls = broken.after_epoch, []
+
+    def second_is_stopped():
+        calls.append(1)
+        if len(calls) == 2:
+            raise loop.Stop("a test picture cannot be read")
+        return evaluate()
+
+    broken.after_epoch = second_is_stopped
+    with pytest.raises(loop.Stop):
+        broken.go()
+    assert saved(tmp_path / "broken")["run"]["step"] == 8  # the end of the second epoch
+    again = Run(tmp_path / "broken")
+    assert again.go() == rows and again.rates == whole.rates[8:]
+    assert same(saved(tmp_path / "whole"), saved(tmp_path / "broken"))
+
+
 def test_the_norm_of_the_gradient_is_limited_if_asked(tmp_path):
     run = Run(tmp_path, steps=1, clip=0.01, rate=lambda step: 1.0)
     run.optimizer = torch.optim.SGD(run.model.parameters(), lr=1.0)

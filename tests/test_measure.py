@@ -131,6 +131,12 @@ def test_a_bad_picture_is_one_sentence_from_a_worker_too(workers):
     assert str(error.value) == "cannot read plain number 3 (cut short): a test set must be whole"
 
 
+def test_a_rank_without_a_picture_gives_no_row(monkeypatch):
+    monkeypatch.setattr(measure.ranks, "mine", lambda rows: rows[:0])
+    results, labels = measure.over(data.Source("plain", Plain()), 8, CPU, lambda images: images.mean((2, 3)))
+    assert results.shape == (0, 3) and labels.shape == (0,)
+
+
 def test_a_fault_of_the_function_keeps_its_traceback():
     def faulty(images):
         raise ValueError("a bug")
@@ -160,4 +166,7 @@ def test_each_result_is_one_row_more_and_the_earlier_ones_stay(tmp_path):
 def test_a_folder_that_cannot_be_written_costs_the_row_and_not_the_result(tmp_path, capsys):
     source = data.Source("pets", data.Arrays([], []), ["cat", "dog"])
     measure.record(str(tmp_path / "gone/checkpoint.pt"), "zeroshot", source, "4 prompts", "top1", 12.5)
+    assert "the result is not noted" in capsys.readouterr().err
+    (tmp_path / measure.RESULTS).write_bytes(b"\xff\xfe")  # saved by a spreadsheet, as UTF-16
+    measure.record(str(tmp_path / "checkpoint.pt"), "zeroshot", source, "4 prompts", "top1", 12.5)
     assert "the result is not noted" in capsys.readouterr().err

@@ -312,6 +312,16 @@ def test_a_codebook_is_learned_once_and_kept_in_the_weights():
     assert torch.equal(model.codebook, before) and before.any()
 
 
+def test_visual_tokens_are_the_same_under_bf16_autocast():
+    model = BEiT(small_vit(), out=200)
+    pictures = 2 + 0.3 * torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(2))  # bright
+    model.begin(lambda: pictures)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model.tokens(pictures)
+        assert not torch.equal(closest(cut(pictures, 2), model.codebook), found)  # it would matter
+    assert torch.equal(found, model.tokens(pictures))
+
+
 def test_kmeans_finds_clusters_that_are_known():
     generator = torch.Generator().manual_seed(3)
     centres = 100 * torch.eye(6)
@@ -355,6 +365,32 @@ def test_a_torchscript_file_gives_the_visual_tokens_at_the_size_that_fits(tmp_pa
     assert torch.equal(model.tokens(augment.normalise(pictures)), tokens)
 
 
+class Wide(nn.Module):
+    """With weights, and on no other device than they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 5, 4, 4)
+
+    def forward(self, x):
+        return self.convolution(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_the_visual_tokenizer_goes_to_the_device_of_the_pictures(tmp_path):
+    tokenizer = VisualTokenizer(scripted(tmp_path / "encoder.pt", Wide()), 8, 2)
+    tokenizer.encoder = Wide()  # a scripted one can go to a GPU, not to this device of shapes alone
+    assert tokenizer(torch.zeros(2, 3, 8, 8, device="meta")).device.type == "meta"
+
+
+class Fixed(nn.Module):
+    def forward(self, x):
+        if x.shape[-1] != 224:
+            raise ValueError("pictures of 224 pixels are wanted")
+        return x
+
+
 class Flat(nn.Module):
     def forward(self, x):
         return x.mean((2, 3))
@@ -368,5 +404,7 @@ def test_a_file_that_is_no_encoder_is_one_sentence(tmp_path):
         VisualTokenizer(str(tmp_path / "nothere.pt"), 8, 2)
     with pytest.raises(ValueError, match="is no TorchScript encoder"):
         VisualTokenizer(str(tmp_path / "text.pt"), 8, 2)
+    with pytest.raises(ValueError, match="no TorchScript encoder.*224 pixels are wanted$"):
+        VisualTokenizer(scripted(tmp_path / "fixed.pt", Fixed()), 8, 2)
     with pytest.raises(ValueError, match=r"expected \[1, K, 4, 4\]"):
         VisualTokenizer(scripted(tmp_path / "flat.pt", Flat()), 8, 2)

@@ -99,9 +99,16 @@ def test_a_run_that_fails_is_told_at_once_and_the_others_go_on(tmp_path, monkeyp
         ("main --seeds 0", "expected 1 or more"),
         ("main --data nothere", "nothere"),
         ("nothere", "invalid choice"),
+        ("main --data coco", "coco has captions, no classes"),
+        ("decoupled --data fashionmnist", "SLIP is decoupled already"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence_and_exit_2(capsys, tmp_path, flags, sentence):
+    (tmp_path / "coco/annotations").mkdir(parents=True)
+    table = {"images": [{"id": 1, "file_name": "1.jpg"}]}
+    table |= {"annotations": [{"image_id": 1, "caption": "a boat"}]}
+    for part in ("train", "val"):
+        (tmp_path / f"coco/annotations/captions_{part}2017.json").write_text(json.dumps(table))
     with pytest.raises(SystemExit) as end:
         tables.main([*flags.split(), "--root", str(tmp_path)])
     assert end.value.code == 2 and sentence in capsys.readouterr().err

@@ -185,6 +185,12 @@ def test_self_supervision_may_have_a_set_of_its_own(tmp_path):
     )  # picture 5 of the other set, beside caption 3
 
 
+def test_the_page_names_the_set_of_self_supervision(tmp_path, capsys):
+    run(tmp_path, "--ssl-data", "scenes-kind", "--max-steps", 1)
+    page = capsys.readouterr().out
+    assert "scenes: 608 pictures, self-supervision on 608 of scenes-kind; 19 steps" in page
+
+
 def test_the_log_has_its_columns_and_the_checkpoint_its_arguments(tmp_path):
     run(tmp_path, "--max-steps", 4, "--ssl-scale", 0.5)
     (row,) = csv.DictReader(open(tmp_path / "log.csv"))
@@ -266,6 +272,9 @@ WRONG = [
     ("--method clip --ssl-data scenes", "type --method slip, not clip"),
     ("--method simclr --clip-views 2", "simclr has none"),
     ("--ssl-data nothere", "unknown --data 'nothere'"),
+    ("--ssl-temp 0", "found --ssl-temp 0.0, expected more than 0"),
+    ("--method byol --ssl-temp 0.5", "byol has no such temperature"),
+    ("--method beit --image-size 8", "BEiT hides patches, found one"),
 ]
 
 

@@ -95,6 +95,20 @@ def test_evaluation_is_done_in_eval_mode_and_leaves_the_mode_as_it_was(training)
     assert model.training is training and not any(model.modes)
 
 
+def test_near_cosines_are_told_apart_under_bf16_autocast(monkeypatch):
+    """Cosines 1 and 1 - 1e-4 are one number in bf16, whose next below 1 is 0.996."""
+    model = Toy()
+    axes = {"red": (1, 0, 0), "reddish": (1, 0.014, 0)}
+    model.tokenizer = lambda texts, context: torch.tensor([axes[text] for text in texts])
+    model.encode_text = lambda tokens: tokens
+    model.encode_image = lambda images: torch.tensor([[1.0, 0, 0]]).expand(len(images), 3)
+    monkeypatch.setattr(zeroshot.ranks, "precision", lambda device, asked=None: "bf16")
+    classes = ["reddish", "red"]
+    red = data.Source("toy", data.Arrays(np.zeros((4, 8, 8, 3), np.uint8), [1] * 4), classes)
+    result = zeroshot.evaluate(model, red, CPU, templates=["{}"])
+    assert result["top1"] == 100
+
+
 def naive(model, names, templates):
     """The paper's order, prompt by prompt: normalise, mean, normalise."""
     rows = []
