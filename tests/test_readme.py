@@ -66,5 +66,17 @@ def test_the_python_that_is_shown_runs(tmp_path, monkeypatch, capsys):
     assert "tensor([" in capsys.readouterr().out
 
 
+def test_the_chinese_one_has_the_same_commands_figures_and_numbers():
+    chinese = Path("README.zh-CN.md").read_text(encoding="utf-8")
+
+    def commands(text):
+        blocks = re.findall(r"```\w*\n(.*?)```", text, flags=re.S)
+        return [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+
+    assert commands(chinese) == commands(README)
+    for pattern in (r"\]\((figures/[\w.]+)\)", r"[\d.]+±[\d.]+", r"`(test_\w+)`"):
+        assert re.findall(pattern, chinese) == re.findall(pattern, README)
+
+
 def test_it_is_at_most_200_lines():
     assert len(README.splitlines()) <= 200
