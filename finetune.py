@@ -276,7 +276,7 @@ def main(argv=None):
     announce(args, model, device, state, loop.plan_chunks(args, model, device, views=1))
     groups = recipe.layer_groups(model, len(model.visual.blocks), args.wd, args.layer_decay)
     optimizer = torch.optim.AdamW(groups, lr=args.lr, fused=True)
-    wrapped, rows = ranks.wrap(model, device), []
+    wrapped = ranks.wrap(model, device)
     warmup = min(args.warmup_epochs * args.epoch_steps, args.steps / 5)
 
     def batches(steps):
@@ -294,18 +294,18 @@ def main(argv=None):
         return found, found.get("held_top1")
 
     def work():
-        rows.extend(loop.fit(
+        rows = loop.fit(
             wrapped, optimizer, batches, step_loss(wrapped, args, device),
             out=args.out, args=vars(args), state=state, steps=args.steps, epoch_steps=args.epoch_steps,
             batch_size=args.batch_size, columns=COLUMNS, after_epoch=after_epoch,
             after_step=lambda step: None, rate=lambda step: recipe.learning_rate(
                 step, args.steps, warmup, args.lr, end=recipe.FINETUNE_END_LR),
             save_every=args.save_every, clip=args.clip_grad, bad_share=data.BAD_SHARE,
-        ))  # fmt: skip
+        )  # fmt: skip
+        report(args, rows, test)
 
     code = loop.guarded(work)
     if code == 0:
-        report(args, rows, test)
         ranks.stop()
     return code
 

@@ -129,9 +129,7 @@ def sgd(args, model, train, test, head, state, device):
     views = data.LabelledViews(train, size, args.seed, recipe.LINEAR["crop"])
     wrapped = ranks.wrap(head.to(device), device)
     optimizer = torch.optim.SGD(wrapped.parameters(), args.lr, momentum=recipe.LINEAR["momentum"])
-    scored, labels = extract(
-        model, test, device, args.workers, round(size * resize)
-    )  # frozen: once is enough
+    scored, labels = extract(model, test, device, args.workers, round(size * resize))  # frozen: once will do
 
     def tower(chunk):
         return {"features": model.visual(chunk["images"])}
@@ -140,10 +138,8 @@ def sgd(args, model, train, test, head, state, device):
         batch = data.device_views({n: v.to(device, non_blocking=True) for n, v in batch.items()})
         with torch.no_grad(), ranks.autocast(device):
             features = slip.in_chunks(tower, {"images": batch["images"]}, 256)["features"]  # [b, D]
-        logits, targets = (
-            ranks.gather(wrapped(features.float())),
-            ranks.gather(batch["labels"]),
-        )  # [B, K], [B]
+        logits = ranks.gather(wrapped(features.float()))  # [B, K]
+        targets = ranks.gather(batch["labels"])  # [B]
         hits = (logits.argmax(1) == targets).float().mean()
         return F.cross_entropy(logits, targets), {"train_top1": 100 * hits}
 
@@ -201,28 +197,23 @@ def main(argv=None):
             head, state = set_up_sgd(args, model, train)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    found = []
 
     def work():
         if args.recipe == "sgd":
-            found.extend(sgd(args, model, train, test, head, state, device))
+            result = sgd(args, model, train, test, head, state, device)[-1]
+            how = f"SGD, {args.epochs} epochs of crops, batch {args.batch_size}, lr {args.lr:g}"
         else:
-            found.extend(evaluate(model, train, test, device, args.workers))
+            result, decay = evaluate(model, train, test, device, args.workers)
+            how = f"L-BFGS on features extracted once, weight decay {decay:g} chosen on a fifth"
+        top1, per_class = result["top1"], result["per_class"]
+        ranks.say(f"{args.data}: linear top-1 {top1:.2f}%, mean per class {per_class:.2f}%")
+        ranks.say(f"  {args.recipe} path: {how}")
+        measure.record(args.checkpoint, "linear", test, how, "top1", top1)
 
     code = loop.guarded(work)
-    if code:
-        return code
-    if args.recipe == "sgd":
-        result = found[-1]
-        how = f"SGD, {args.epochs} epochs of crops, batch {args.batch_size}, lr {args.lr:g}"
-    else:
-        result, decay = found
-        how = f"L-BFGS on features extracted once, weight decay {decay:g} chosen on a fifth"
-    ranks.say(f"{args.data}: linear top-1 {result['top1']:.2f}%, mean per class {result['per_class']:.2f}%")
-    ranks.say(f"  {args.recipe} path: {how}")
-    measure.record(args.checkpoint, "linear", test, how, "top1", result["top1"])
-    ranks.stop()
-    return 0
+    if code == 0:
+        ranks.stop()
+    return code
 
 
 if __name__ == "__main__":

@@ -117,15 +117,25 @@ def write_log(out, rows):
     """log.csv, as a whole, atomically."""
     if ranks.rank() or not rows:
         return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
     path = os.path.join(out, "log.csv")
     with writing(path, f"{path}.tmp"):
-        with open(f"{path}.tmp", "w") as file:
-            file.write(text.getvalue())
-        os.replace(f"{path}.tmp", path)
+        write_csv(path, list(rows[0]), rows)
+
+
+def write_csv(path, columns, rows):
+    """Rows (dicts) as a CSV of these columns, atomically."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_text(path, text):
+    """Write to a temporary name and rename: a reader finds the old file or the new one, whole."""
+    with open(f"{path}.tmp", "w", newline="", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(f"{path}.tmp", path)
 
 
 def guarded(work):
@@ -297,15 +307,12 @@ def learn(optimizer, loss_of, batch, lr, clip, step, out):
     stats["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf)
     stats = {"loss": loss.item()} | {name: float(value) for name, value in stats.items()}
     if not (math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"])):
-        whole = os.path.join(out, CHECKPOINT)
-        whole = (
-            f"the last good checkpoint is {whole}"
-            if os.path.exists(whole)
-            else "no checkpoint was written yet"
-        )
+        whole, told = os.path.join(out, CHECKPOINT), "no checkpoint was written yet"
+        if os.path.exists(whole):
+            told = f"the last good checkpoint is {whole}"
         raise Stop(
             f"loss {stats['loss']} with gradient norm {stats['grad_norm']} at step {step + 1}, "
-            f"learning rate {lr:.2g}: stopped; {whole}; try a lower --lr or --clip-grad 1"
+            f"learning rate {lr:.2g}: stopped; {told}; try a lower --lr or --clip-grad 1"
         )
     optimizer.step()
     return stats

@@ -123,9 +123,5 @@ def append(path, row):
     rows = []
     if os.path.exists(path):
         with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    with open(f"{path}.tmp", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows([*rows, row])
-    os.replace(f"{path}.tmp", path)
+            rows = [{n: old.get(n, "") for n in COLUMNS} for old in csv.DictReader(file)]
+    loop.write_csv(path, COLUMNS, [*rows, row])

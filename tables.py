@@ -19,6 +19,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import loop
 import ranks
 import slip
 
@@ -85,9 +86,8 @@ OTHER = (
     "--max-steps 400"
 )
 FINETUNE_STEPS = 300  # a third of an epoch of Fashion-MNIST
-PROBE = (
-    10_000  # labelled pictures for the linear probe, at most: the features of all take longer than training
-)
+# Labelled pictures for the linear probe, at most: the features of all take longer than training.
+PROBE = 10_000
 
 
 def miniature(data):
@@ -161,10 +161,7 @@ def measure(name, out, root):
         found[f"linear {task}"] = linear.evaluate(model, train, test, device)[0]["top1"]
     with open(os.path.join(out, "finetune", "log.csv")) as file:
         found[f"fine-tuned {mini.finetune}"] = float(list(csv.DictReader(file))[-1]["top1"])
-    path = os.path.join(out, "results.json")
-    with open(f"{path}.tmp", "w") as file:
-        json.dump(found, file)
-    os.replace(f"{path}.tmp", path)
+    loop.write_text(os.path.join(out, "results.json"), json.dumps(found))
 
 
 def show(name, data, found):

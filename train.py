@@ -31,7 +31,7 @@ from vit import SIZES, ViT, count_parameters
 COLUMNS = "epoch step loss clip_loss ssl_loss clip_acc ssl_acc logit_scale grad_norm lr images_per_s".split()
 COLUMNS += ["zeroshot_top1"]
 # Flags that say where and how fast, not what: they may change when a run goes on.
-FREE = {"out", "root", "workers", "device", "micro_batch", "save_every", "compile"}
+FREE = {"out", "root", "workers", "device", "micro_batch", "save_every", "recompute", "compile"}
 
 
 def objective(model, features, ssl_scale):
@@ -266,8 +266,8 @@ def set_up(args):
     args.out = args.out or os.path.join("runs", f"{Path(args.data).stem}-{args.method}")
     device = ranks.start(args.device)
     captioned, other, held = open_pictures(args, language)
-    model, encoder = make_model(args, captioned, learn=typed_vocab is None)
-    state = loop.resume(args.out, vars(args), FREE | {"recompute"})
+    model, encoder = make_model(args, captioned, optional=typed_vocab is None)
+    state = loop.resume(args.out, vars(args), FREE)
     if state:
         model.load_state_dict(state["weights"])
     views = data.Views(
@@ -312,13 +312,11 @@ def open_pictures(args, language):
     return captioned, other, held
 
 
-def make_model(args, captioned, learn):
-    """-> (a new model with its tokenizer, BEiT's visual tokenizer or None). `learn`: as make_tokenizer's
-    `optional`.
-    """
+def make_model(args, captioned, optional):
+    """-> (a new model with its tokenizer, BEiT's visual tokenizer or None). `optional`: the vocabulary."""
     tokenizer = encoder = None
     if slip.METHODS[args.method][0]:
-        args.vocab, tokenizer = make_tokenizer(args.vocab, captioned, optional=learn)
+        args.vocab, tokenizer = make_tokenizer(args.vocab, captioned, optional)
     config = slip.configure(
         args.method, args.model, image_size=args.image_size, patch=args.patch, ssl_temp=args.ssl_temp,
         vocab_size=tokenizer.vocab_size if tokenizer else None,
@@ -438,10 +436,8 @@ def main(argv=None):
     optimizer = torch.optim.AdamW(
         recipe.parameter_groups(model, args.wd), lr=args.lr, betas=recipe.BETAS, eps=recipe.EPS, fused=True
     )
-    wrapped, warmup = (
-        ranks.wrap(model.train(), device),
-        min(args.warmup_epochs * args.epoch_steps, args.steps / 10),
-    )
+    wrapped = ranks.wrap(model.train(), device)
+    warmup = min(args.warmup_epochs * args.epoch_steps, args.steps / 10)
 
     def batches(steps):
         steps = [0] * len(steps) if args.overfit else steps
@@ -449,28 +445,34 @@ def main(argv=None):
         sampler = data.Batches(len(views.captioned), other, args.batch_size, args.seed, steps, ranks.mine)
         return data.loader(views, sampler, args.workers, pin=device.type == "cuda")
 
-    code = loop.guarded(lambda: loop.fit(
-        wrapped, optimizer, batches, step_loss(wrapped, args, device), out=args.out, args=vars(args),
-        state=state, steps=args.steps, epoch_steps=args.epoch_steps, batch_size=args.batch_size,
-        columns=COLUMNS, rate=lambda step: recipe.learning_rate(step, args.steps, warmup, args.lr),
-        after_step=lambda step: finish_step(model, (step + 1) / args.steps), after_epoch=evaluation,
-        save_every=args.save_every, clip=args.clip_grad,
-        bad_share=data.BAD_SHARE,
-    ))  # fmt: skip
+    def work():
+        rows = loop.fit(
+            wrapped, optimizer, batches, step_loss(wrapped, args, device), out=args.out, args=vars(args),
+            state=state, steps=args.steps, epoch_steps=args.epoch_steps, batch_size=args.batch_size,
+            columns=COLUMNS, rate=lambda step: recipe.learning_rate(step, args.steps, warmup, args.lr),
+            after_step=lambda step: finish_step(model, (step + 1) / args.steps), after_epoch=evaluation,
+            save_every=args.save_every, clip=args.clip_grad, bad_share=data.BAD_SHARE,
+        )  # fmt: skip
+        report(args, model, device, evaluation.test, rows[-1]["zeroshot_top1"])
+
+    code = loop.guarded(work)
     if code == 0:
-        report(args, model, device, evaluation.test)
         ranks.stop()
     return code
 
 
-def report(args, model, device, test):
-    """The end of a run: zero-shot on every task of the set, and where to go from here."""
+def report(args, model, device, test, known):
+    """The end of a run: zero-shot on every task of the set, and where to go from here. `known`: the top-1 of
+    `test` from the log, "" if it was not measured.
+    """
     names = ["scenes", "scenes-colour", "scenes-heldout"] if args.data == "scenes" else [args.data]
     for name in names if model.text is not None and test is not None else []:
-        source = sets.open_source(name, args.root, "test")
-        result = zeroshot.evaluate(model, source, device)
+        source, top1 = test, known
+        if name != args.data or known == "":
+            source = sets.open_source(name, args.root, "test")
+            top1 = zeroshot.evaluate(model, source, device)["top1"]
         ranks.say(
-            f"{name}: zero-shot top-1 {result['top1']:.1f}% of {len(source.classes)} classes "
+            f"{name}: zero-shot top-1 {top1:.1f}% of {len(source.classes)} classes "
             f"(chance {100 / len(source.classes):.1f}%)"
         )
     if model.text is not None and args.captioned_by == "class names":

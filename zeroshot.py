@@ -195,9 +195,7 @@ def sum_up(checkpoint, rows, left_out):
     table |= {"averages": averages, "left_out": left_out, "sets": rows}
     if ranks.rank() == 0:
         try:
-            with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-                json.dump(table, file, indent=1)
-            os.replace(f"{path}.tmp", path)
+            loop.write_text(path, json.dumps(table, indent=1))
         except OSError as error:
             ranks.warn(f"the table is not noted, {path} cannot be written ({error})")
 
