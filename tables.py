@@ -2,6 +2,7 @@
 
     python tables.py main                                 # CLIP, a control, SimCLR, SLIP on the scenes
     python tables.py ssl-frameworks --data fashionmnist --jobs 2
+    python tables.py augmentation --data fashionmnist --with="--max-steps 1200" --rows CLIP SLIP
     python tables.py main --full                          # the commands of the real thing, to copy
 
 Paper: section 4 (main, datasets) and the ablations of section 5. Every row is trained for the same number of
@@ -98,8 +99,15 @@ def slug(row):
     return re.sub("[^a-z0-9.]+", "-", row.lower()).strip("-")
 
 
-def folder(data, row, seed):
-    return os.path.join("runs", "tables", data, f"{slug(row)}-{seed}")
+def folder(data, row, seed, flags=""):
+    """Flags typed by --with have a folder of their own."""
+    return os.path.join("runs", "tables", "-".join(filter(None, [data, slug(flags)])), f"{slug(row)}-{seed}")
+
+
+def settings(data, row, seed, flags=""):
+    """What makes a result: train.py's flags, in which the last word counts, and what the tests take."""
+    line = f"--data {data} {miniature(data).flags} {flags} {RUNS[row].format(data=data)} --seed {seed}"
+    return " ".join(line.split()), f"fine-tuned for {FINETUNE_STEPS} steps, linear on {PROBE} pictures"
 
 
 def results(out):
@@ -114,7 +122,8 @@ def train(data, row, seed, args):
     """One row, one seed: trained and tested in processes of their own, so that runs side by side do not share
     threads; what is done already is left out. Returns {column: per cent}, without what has failed.
     """
-    out, mini = folder(data, row, seed), miniature(data)
+    out, mini = folder(data, row, seed, args.flags), miniature(data)
+    line, tests = settings(data, row, seed, args.flags)
     os.makedirs(out, exist_ok=True)
     env = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.jobs))}
     common = ["--root", args.root, "--workers", "0"]
@@ -125,12 +134,11 @@ def train(data, row, seed, args):
             subprocess.run(command, env=env, stdout=screen, stderr=screen, check=True)
 
     checkpoint, tuned = os.path.join(out, "checkpoint.pt"), os.path.join(out, "finetune")
-    if f"fine-tuned {mini.finetune}" in results(out):
+    if results(out):
         return results(out)
     try:
-        if not results(out):
-            flags = f"--data {data} {mini.flags} {RUNS[row].format(data=data)} --seed {seed}".split()
-            run("train.py", *flags, "--out", out)
+        loop.write_text(os.path.join(out, "settings.txt"), f"{line}; {tests}\n")
+        run("train.py", *line.split(), "--out", out)
         flags = f"--data {mini.finetune} --max-steps {FINETUNE_STEPS} --seed {seed}".split()
         run("finetune.py", "--checkpoint", checkpoint, *flags, "--out", tuned)
         run("tables.py", "main", "--data", data, "--measure", out)
@@ -211,6 +219,16 @@ def main(argv=None):
     parser.add_argument(
         "--data", default="scenes", help="labelled sets to compare on, by commas (default: %(default)s)"
     )
+    parser.add_argument(
+        "--rows", nargs="+", choices=RUNS, metavar="ROW", help="these rows only (default: the table's)"
+    )
+    parser.add_argument(
+        "--with",
+        dest="flags",
+        default="",
+        metavar="FLAGS",
+        help='more flags of train.py for every row, as in --with="--max-steps 1200"; a folder of their own',
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each row (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
     parser.add_argument("--root", default="data", help="folder that holds the sets (default: %(default)s)")
@@ -224,15 +242,20 @@ def main(argv=None):
         parser.error(f"found --seeds {args.seeds} --jobs {args.jobs}, expected 1 or more")
     if args.measure:
         return measure(args.data, args.measure, args.root)
-    names, rows = list(dict.fromkeys(args.data.split(","))), TABLES[args.name]
+    names, rows = list(dict.fromkeys(args.data.split(","))), args.rows or TABLES[args.name]
+    wanted = [(data, row, seed) for seed in range(args.seeds) for data in names for row in rows]
     try:
         few = [data for data in names if "--captions" in miniature(data).flags]
-        if args.name == "decoupled" and few:
-            raise ValueError(f"{few[0]} has few captions, so SLIP is decoupled already: type another --data")
+        if args.name == "decoupled" and few and "--captions" not in args.flags:
+            raise ValueError(
+                f"{few[0]} has few captions here, so SLIP is decoupled already: type another --data, or give "
+                'all pictures a caption, --with="--captions 0"'
+            )
         check(names, args.root)
+        for run in wanted:
+            check_settings(folder(*run, args.flags), "; ".join(settings(*run, args.flags)))
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    wanted = [(data, row, seed) for seed in range(args.seeds) for data in names for row in rows]
     with ThreadPoolExecutor(args.jobs) as pool:
         done = dict(zip(wanted, pool.map(lambda run: train(*run, args), wanted), strict=True))
     for data in names:
@@ -251,6 +274,16 @@ def check(names, root):
             sets.open_source(task, root, "test")
         for task in (*miniature(data).linear, miniature(data).finetune):
             sets.labelled(task, root)
+
+
+def check_settings(out, expected):
+    """A folder is of the settings that are asked for: no table mixes two."""
+    path = os.path.join(out, "settings.txt")
+    if os.path.exists(path):
+        with open(path) as file:
+            found = file.read().strip()
+        if found != expected:
+            raise ValueError(f"{out} was made by {found!r}, expected {expected!r}: move that folder away")
 
 
 if __name__ == "__main__":

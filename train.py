@@ -151,7 +151,10 @@ def flags_of_the_pictures(pictures):
     )
     pictures.add_argument("--root", default="data", help="folder that holds the sets (default: %(default)s)")
     pictures.add_argument(
-        "--captions", type=int, metavar="N", help="captions for N pictures only; self-supervision sees all"
+        "--captions",
+        type=int,
+        metavar="N",
+        help="captions for N pictures only (0: for all); self-supervision sees all",
     )
     pictures.add_argument(
         "--clip-aug",
@@ -198,7 +201,6 @@ def check(args):
         "lr",
         "image_size",
         "patch",
-        "captions",
         "clip_grad",
         "ssl_temp",
     ):
@@ -216,8 +218,8 @@ def check(args):
         raise ValueError(f"--ssl-data is for two losses: type --method slip, not {args.method}")
     if (args.clip_views > 1 or args.clip_aug != "light") and not language:
         raise ValueError(f"--clip-views and --clip-aug are the language loss's: {args.method} has none")
-    if args.workers < 0 or args.seed < 0 or args.wd < 0 or args.ssl_scale < 0:
-        raise ValueError("--workers, --seed, --wd and --ssl-scale cannot be negative")
+    if min(args.workers, args.seed, args.wd, args.ssl_scale, args.captions or 0) < 0:
+        raise ValueError("--workers, --seed, --wd, --ssl-scale and --captions cannot be negative")
     for name in ("light_crop", "strong_crop"):
         if not 0 < getattr(args, name) <= 1:
             raise ValueError(

@@ -80,8 +80,29 @@ def test_a_run_that_is_done_is_not_done_again(tmp_path, monkeypatch):
     with open(os.path.join(out, "results.json"), "w") as file:
         json.dump(done, file)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("trained again"))
-    args = tables.argparse.Namespace(jobs=1, root="data")
+    args = tables.argparse.Namespace(jobs=1, root="data", flags="")
     assert tables.train("scenes", "CLIP", 0, args) == done
+
+
+def test_longer_runs_have_a_folder_and_the_last_word():
+    longer = tables.settings("fashionmnist", "SLIP, scale 2", 0, "--max-steps 1200 --captions 0")[0]
+    args = typed(longer)
+    assert (args.max_steps, args.captions, args.ssl_scale) == (1200, 0, 2)
+    assert tables.folder("mine", "CLIP", 0, "--max-steps 1200") == "runs/tables/mine-max-steps-1200/clip-0"
+
+
+def test_results_of_other_settings_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tables, "check", lambda names, root: None)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
+    tables.main(["main", "--seeds", "1", "--rows", "CLIP", "SLIP"])
+    tables.main(["main", "--seeds", "1", "--rows", "CLIP"])  # the same settings
+    assert not os.path.exists(tables.folder("scenes", "SimCLR", 0))
+    monkeypatch.setattr(tables, "FINETUNE_STEPS", 301)
+    with pytest.raises(SystemExit) as end:
+        tables.main(["main", "--seeds", "1"])
+    sentence = capsys.readouterr().err
+    assert end.value.code == 2 and "for 300 steps" in sentence and "expected" in sentence
 
 
 def test_a_run_that_fails_is_told_at_once_and_the_others_go_on(tmp_path, monkeypatch, capsys):
