@@ -247,12 +247,7 @@ def load(path):
         )
     with torch.device("meta"):  # nothing is drawn only to be overwritten
         model = SLIP(config)
-    check_names(
-        {k: tuple(v.shape) for k, v in weights.items()},
-        {k: tuple(v.shape) for k, v in model.state_dict().items()},
-        path,
-    )
-    model.load_state_dict(weights, assign=True)
+    fill(model, weights, path, assign=True)
     if ours and state["tokenizer"]:
         model.tokenizer = Tokenizer.from_state(state["tokenizer"])
     elif not ours and model.text is not None:
@@ -271,8 +266,12 @@ def parse_config(state, path):
     return Config(**state["config"])
 
 
-def check_names(found, expected, path):
-    """Names and shapes must be the same, one by one."""
+def fill(model, weights, path, assign=False):
+    """Put the weights that lie at `path` into a model. Names and shapes must be the same, one by one: else
+    ValueError with one sentence.
+    """
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     wrong = [name for name in expected if name in found and found[name] != expected[name]]
     if missing or unknown:
@@ -281,6 +280,7 @@ def check_names(found, expected, path):
     if wrong:
         name = wrong[0]
         raise ValueError(f"{path}: {name} has shape {list(found[name])}, expected {list(expected[name])}")
+    model.load_state_dict(weights, assign=assign)
 
 
 RENAMES = [  # ours -> published, in order

@@ -271,7 +271,7 @@ def set_up(args):
     model, encoder = make_model(args, captioned, optional=typed_vocab is None)
     state = loop.resume(args.out, vars(args), FREE)
     if state:
-        model.load_state_dict(state["weights"])
+        slip.fill(model, state["weights"], args.out)
     views = data.Views(
         captioned, other, image_size=args.image_size, seed=args.seed, light_crop=args.light_crop,
         strong_crop=args.strong_crop, language=language, pair=data.PAIRS[partner] if partner else None,

@@ -12,12 +12,13 @@ import sys
 import pytest
 import torch
 
+import slip
+
 WORKER = """
 import sys, torch, torch.distributed as dist
 import ranks, slip, train
-from text import Tokenizer
 
-out, method, broken = sys.argv[1:]
+out, methods, broken = sys.argv[1:]
 ranks.start("cpu")
 if broken == "broken":  # what the published CLIP loss does: gathered without gradient, own rows put back
     def no_gradient(rows):
@@ -26,28 +27,35 @@ if broken == "broken":  # what the published CLIP loss does: gathered without gr
         parts[ranks.rank()] = rows
         return torch.cat(parts)
     ranks.gather = no_gradient
-torch.manual_seed(0)
-small = dict(vocab_size=520, text_depth=1, ssl_hidden=32, ssl_out=16)
-model = slip.build(slip.configure(method, "vit_tiny", **small)).double()
-generator = torch.Generator().manual_seed(1)
-batch = {n: torch.randn(8, 3, 32, 32, generator=generator).double() for n in ("images", "view1", "view2")}
-if "beit" in method:
-    model.branch.begin(lambda: batch["view2"])
-    batch["view1_mask"] = torch.rand(8, 16, generator=generator) < 0.4
-batch["tokens"] = torch.randint(1, 500, (8, 6), generator=generator)
-batch["tokens"][:, 5] = 519
-wrapped = ranks.wrap(model, torch.device("cpu"))
-features = wrapped({n: ranks.mine(v) for n, v in batch.items()}, dict, 3, True)
-loss, _ = train.objective(model, {n: ranks.gather(v) for n, v in features.items()}, 1.0)
-loss.backward()
-if model.branch is not None:
-    with torch.no_grad():
-        model.visual.positions += 1.0  # as if the optimizer had made a step
-    model.branch.after_step(model.visual, 0.5)
-if ranks.rank() == 0:
+
+
+def one_step(method):
+    torch.manual_seed(0)
+    small = dict(vocab_size=520, text_depth=1, ssl_hidden=32, ssl_out=16)
+    model = slip.build(slip.configure(method, "vit_tiny", **small)).double()
+    generator = torch.Generator().manual_seed(1)
+    names = ("images", "view1", "view2")
+    batch = {n: torch.randn(8, 3, 32, 32, generator=generator).double() for n in names}
+    if "beit" in method:
+        model.branch.begin(lambda: batch["view2"])
+        batch["view1_mask"] = torch.rand(8, 16, generator=generator) < 0.4
+    batch["tokens"] = torch.randint(1, 500, (8, 6), generator=generator)
+    batch["tokens"][:, 5] = 519
+    wrapped = ranks.wrap(model, torch.device("cpu"))
+    features = wrapped({n: ranks.mine(v) for n, v in batch.items()}, dict, 3, True)
+    loss, _ = train.objective(model, {n: ranks.gather(v) for n, v in features.items()}, 1.0)
+    loss.backward()
+    if model.branch is not None:
+        with torch.no_grad():
+            model.visual.positions += 1.0  # as if the optimizer had made a step
+        model.branch.after_step(model.visual, 0.5)
     state = {n: p.data if p.grad is None else p.grad for n, p in model.named_parameters()}
-    state |= {n: b for n, b in model.named_buffers()}
-    torch.save({"loss": loss.detach()} | state, out)
+    return {"loss": loss.detach()} | state | dict(model.named_buffers())
+
+
+found = {method: one_step(method) for method in methods.split(",")}
+if ranks.rank() == 0:
+    torch.save(found, out)
 ranks.stop()
 ranks.leave()
 """
@@ -71,16 +79,16 @@ def launch(processes, script, *arguments):
 
 @pytest.fixture(scope="module")
 def gradients(tmp_path_factory):
-    """-> gradients(processes, method, broken): loss, gradients and buffers of one backward pass, each run
-    once.
+    """-> gradients(processes, methods, broken): {method: loss, gradients and buffers of one backward pass and
+    what moves after it}; each run once.
     """
     folder, known = tmp_path_factory.mktemp("ranks"), {}
 
-    def run(processes, method="slip", broken="whole"):
-        key = (processes, method, broken)
+    def run(processes, methods="slip", broken="whole"):
+        key = (processes, methods, broken)
         if key not in known:
             path = folder / "-".join(map(str, key))
-            launch(processes, WORKER, str(path), method, broken)
+            launch(processes, WORKER, str(path), methods, broken)
             known[key] = torch.load(path, weights_only=True)
         return known[key]
 
@@ -97,19 +105,22 @@ def farthest(a, b):
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_processes_match_one_in_loss_gradient_and_batchnorm(gradients, processes):
-    one, many = gradients(1), gradients(processes)  # with three, 8 rows are shared as 3, 3, 2
+    one, many = gradients(1)["slip"], gradients(processes)["slip"]  # with three, 8 rows are shared as 3, 3, 2
     assert one.keys() == many.keys()
     assert farthest(one, many) < 1e-8  # float64; sums over BatchNorm and softmax in another order
 
 
-@pytest.mark.parametrize("method", ["slip-mocov3", "slip-beit"])
-def test_the_other_partners_match_one_process_too(gradients, method):
-    one, two = gradients(1, method), gradients(2, method)
+OTHERS = [method for method in slip.METHODS if method != "slip"]
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_two_processes_match_one_with_every_method(gradients, method):
+    one, two = (gradients(processes, ",".join(OTHERS))[method] for processes in (1, 2))
     assert one.keys() == two.keys() and farthest(one, two) < 1e-8  # as above
 
 
 def test_a_gather_without_gradient_would_be_caught(gradients):
-    one, broken = gradients(1, "clip"), gradients(2, "clip", "broken")
+    one, broken = gradients(1, ",".join(OTHERS))["clip"], gradients(2, "clip", "broken")["clip"]
     assert abs(one["loss"] - broken["loss"]) < 1e-9  # the same loss ...
     assert farthest(one, broken) > 0.1  # ... and another gradient
 
