@@ -14,6 +14,7 @@ import csv
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -118,6 +119,9 @@ def results(out):
         return json.load(file)
 
 
+RUNNING = set()  # processes that are stopped with this one: else the next of the same line would meet them
+
+
 def train(data, row, seed, args):
     """One row, one seed: trained and tested in processes of their own, so that runs side by side do not share
     threads; what is done already is left out. Returns {column: per cent}, without what has failed.
@@ -131,7 +135,12 @@ def train(data, row, seed, args):
     def run(*flags):
         with open(os.path.join(out, "screen.txt"), "a") as screen:
             command = [sys.executable, *flags, *common]
-            subprocess.run(command, env=env, stdout=screen, stderr=screen, check=True)
+            process = subprocess.Popen(command, env=env, stdout=screen, stderr=screen)
+        RUNNING.add(process)
+        code = process.wait()
+        RUNNING.discard(process)
+        if code:
+            raise subprocess.CalledProcessError(code, command)
 
     checkpoint, tuned = os.path.join(out, "checkpoint.pt"), os.path.join(out, "finetune")
     if results(out):
@@ -144,7 +153,8 @@ def train(data, row, seed, args):
         run("tables.py", "main", "--data", data, "--measure", out)
         print(f"done: {row} on {data}, seed {seed}", flush=True)
     except subprocess.CalledProcessError as error:
-        print(f"failed: {error.cmd[1]} for {row} on {data}, seed {seed}: see {out}/screen.txt", flush=True)
+        word = "stopped" if error.returncode in (143, -signal.SIGTERM, -signal.SIGINT) else "failed"
+        print(f"{word}: {error.cmd[1]} for {row} on {data}, seed {seed}: see {out}/screen.txt", flush=True)
     return results(out)
 
 
@@ -256,8 +266,16 @@ def main(argv=None):
             check_settings(folder(*run, args.flags), "; ".join(settings(*run, args.flags)))
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    with ThreadPoolExecutor(args.jobs) as pool:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    pool = ThreadPoolExecutor(args.jobs)
+    try:
         done = dict(zip(wanted, pool.map(lambda run: train(*run, args), wanted), strict=True))
+    except KeyboardInterrupt:
+        for process in list(RUNNING):
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
+        print("stopped, saved: the same line goes on from here")
+        return 143
     for data in names:
         show(args.name, data, {row: [done[data, row, seed] for seed in range(args.seeds)] for row in rows})
     if args.name in PAPER:

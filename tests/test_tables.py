@@ -10,6 +10,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -79,7 +80,7 @@ def test_a_run_that_is_done_is_not_done_again(tmp_path, monkeypatch):
     done = {"zero-shot scenes": 80.0, "fine-tuned scenes": 90.0}
     with open(os.path.join(out, "results.json"), "w") as file:
         json.dump(done, file)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("trained again"))
     args = tables.argparse.Namespace(jobs=1, root="data", flags="")
     assert tables.train("scenes", "CLIP", 0, args) == done
 
@@ -94,7 +95,6 @@ def test_longer_runs_have_a_folder_and_the_last_word():
 def test_results_of_other_settings_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tables, "check", lambda names, root: None)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
     tables.main(["main", "--seeds", "1", "--rows", "CLIP", "SLIP"])
     tables.main(["main", "--seeds", "1", "--rows", "CLIP"])  # the same settings
     assert not os.path.exists(tables.folder("scenes", "SimCLR", 0))
@@ -112,6 +112,26 @@ def test_a_run_that_fails_is_told_at_once_and_the_others_go_on(tmp_path, monkeyp
     out = capsys.readouterr().out
     assert out.count("failed: train.py for ") == 3 and "| SLIP-decoupled | - | - |" in out
     assert "train.py" in open(os.path.join(tables.folder("scenes", "CLIP", 0), "screen.txt")).read()
+
+
+def test_a_table_that_is_stopped_stops_its_runs_and_begins_no_other(tmp_path):
+    """Else the same line, typed again, would write beside them into the same folders."""
+    (tmp_path / "train.py").write_text(
+        "import os, time; open('pid', 'w').write(f'{os.getpid()}'); time.sleep(60)"
+    )
+    env = os.environ | {"PYTHONPATH": os.getcwd()}
+    program = "import sys, tables; tables.check = lambda *_: None; sys.exit(tables.main(['main']))"
+    table = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert table.poll() is None
+        time.sleep(0.1)
+    table.terminate()
+    out = table.communicate(timeout=30)[0]
+    assert table.returncode == 143 and out.count("stopped: train.py") == 1 and "goes on from here" in out
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 @pytest.mark.parametrize(
