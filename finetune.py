@@ -276,7 +276,7 @@ def main(argv=None):
     announce(args, model, device, state, loop.plan_chunks(args, model, device, views=1))
     groups = recipe.layer_groups(model, len(model.visual.blocks), args.wd, args.layer_decay)
     optimizer = torch.optim.AdamW(groups, lr=args.lr, fused=True)
-    wrapped = ranks.wrap(model, device)
+    wrapped = ranks.wrap(model)
     warmup = min(args.warmup_epochs * args.epoch_steps, args.steps / 5)
 
     def batches(steps):

@@ -127,7 +127,7 @@ def sgd(args, model, train, test, head, state, device):
     """The paper's SGD on random crops -> rows of the log. The encoder is in evaluation mode and stays."""
     size, resize = model.config.image_size, recipe.LINEAR["test_resize"]
     views = data.LabelledViews(train, size, args.seed, recipe.LINEAR["crop"])
-    wrapped = ranks.wrap(head.to(device), device)
+    wrapped = ranks.wrap(head.to(device))
     optimizer = torch.optim.SGD(wrapped.parameters(), args.lr, momentum=recipe.LINEAR["momentum"])
     scored, labels = extract(model, test, device, args.workers, round(size * resize))  # frozen: once will do
 

@@ -141,12 +141,12 @@ def total(value):
     return value
 
 
-def wrap(model, device):
+def wrap(model):
     """The model, to be called in training: its gradients are averaged over the ranks in the backward pass."""
     if world() == 1:
         return model
-    ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    # No device_ids: with them DDP moves every input to the GPU, also what must stay on the host.
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def precision(device, asked=None):

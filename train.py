@@ -112,7 +112,7 @@ def arguments():
         "--precision", choices=["fp32", "bf16"], help="default: bf16 autocast on CUDA, fp32 on the CPU"
     )
     where.add_argument(
-        "--compile", action="store_true", help="torch.compile the towers: slower to start, faster to run"
+        "--compile", action="store_true", help="torch.compile the image towers: slower to start"
     )
     return parser
 
@@ -259,12 +259,13 @@ def set_up(args):
     """Resolve every flag, open everything; raises ValueError or OSError with one sentence, before anything
     is written.
     """
-    typed_vocab = args.vocab
+    typed_vocab, (language, partner) = args.vocab, slip.METHODS[args.method]
+    if args.ssl_scale is not None and not (language and partner):
+        raise ValueError(f"--ssl-scale weighs two losses: type --method slip, not {args.method}")
     for name, value in recipe.recipe(args.method, args.data).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     check(args)
-    language, partner = slip.METHODS[args.method]
     args.out = args.out or os.path.join("runs", f"{Path(args.data).stem}-{args.method}")
     device = ranks.start(args.device)
     captioned, other, held = open_pictures(args, language)
@@ -432,13 +433,13 @@ def main(argv=None):
     batch = loop.plan_chunks(args, model, device, views=args.clip_views + 2)
     evaluation = Evaluation(args, model, device, held)
     announce(args, model, device, views, state, evaluation.test, batch)
-    if args.compile:  # block by block: BEiT does not call the tower as a whole
+    if args.compile:  # block by block: BEiT does not call the tower as a whole; a text's length changes
         for block in (b for tower in model.modules() if isinstance(tower, ViT) for b in tower.blocks):
             block.compile()
     optimizer = torch.optim.AdamW(
         recipe.parameter_groups(model, args.wd), lr=args.lr, betas=recipe.BETAS, eps=recipe.EPS, fused=True
     )
-    wrapped = ranks.wrap(model.train(), device)
+    wrapped = ranks.wrap(model.train())
     warmup = min(args.warmup_epochs * args.epoch_steps, args.steps / 10)
 
     def batches(steps):

@@ -41,7 +41,7 @@ def one_step(method):
         batch["view1_mask"] = torch.rand(8, 16, generator=generator) < 0.4
     batch["tokens"] = torch.randint(1, 500, (8, 6), generator=generator)
     batch["tokens"][:, 5] = 519
-    wrapped = ranks.wrap(model, torch.device("cpu"))
+    wrapped = ranks.wrap(model)
     features = wrapped({n: ranks.mine(v) for n, v in batch.items()}, dict, 3, True)
     loss, _ = train.objective(model, {n: ranks.gather(v) for n, v in features.items()}, 1.0)
     loss.backward()
