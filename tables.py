@@ -18,6 +18,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -119,7 +120,8 @@ def results(out):
         return json.load(file)
 
 
-RUNNING = set()  # processes that are stopped with this one: else the next of the same line would meet them
+# Processes that are stopped with this one (the same line, typed again, would meet them), and that it is so.
+RUNNING, STOPPED = set(), threading.Event()
 
 
 def train(data, row, seed, args):
@@ -137,9 +139,11 @@ def train(data, row, seed, args):
             command = [sys.executable, *flags, *common]
             process = subprocess.Popen(command, env=env, stdout=screen, stderr=screen)
         RUNNING.add(process)
+        if STOPPED.is_set():  # meanwhile
+            process.terminate()
         code = process.wait()
         RUNNING.discard(process)
-        if code:
+        if code or STOPPED.is_set():
             raise subprocess.CalledProcessError(code, command)
 
     checkpoint, tuned = os.path.join(out, "checkpoint.pt"), os.path.join(out, "finetune")
@@ -153,8 +157,10 @@ def train(data, row, seed, args):
         run("tables.py", "main", "--data", data, "--measure", out)
         print(f"done: {row} on {data}, seed {seed}", flush=True)
     except subprocess.CalledProcessError as error:
-        word = "stopped" if error.returncode in (143, -signal.SIGTERM, -signal.SIGINT) else "failed"
-        print(f"{word}: {error.cmd[1]} for {row} on {data}, seed {seed}: see {out}/screen.txt", flush=True)
+        word = "stopped" if STOPPED.is_set() else "failed"
+        with open(os.path.join(out, "screen.txt"), errors="replace") as screen:
+            last = screen.read().strip().rpartition("\n")[2]
+        print(f"{word}: {error.cmd[1]} for {row} on {data}, seed {seed}: {last} ({screen.name})", flush=True)
     return results(out)
 
 
@@ -193,7 +199,8 @@ def show(name, data, found):
         for column in columns:
             values = [result[column] for result in runs if column in result]
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "-")
+            few = f" (n = {len(values)})" if len(values) < len(runs) else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}{few}" if values else "-")
         print(f"| {row} | " + " | ".join(cells) + " |")
 
 
@@ -206,15 +213,16 @@ def show_paper(name):
 def full(name):
     """The commands of a table at the paper's scale, for eight GPUs; of main also every size and schedule."""
     sizes = ["vit_s16", "vit_b16", "vit_l16"] if name == "main" else ["vit_b16"]
-    longer = [("SLIP", 50), ("SLIP", 100)] if name == "main" else []
+    longer = [(row, length) for row in ("CLIP", "SLIP") for length in (50, 100)] if name == "main" else []
     for data in ["cc3m", "cc12m", "yfcc15m"] if name == "datasets" else ["yfcc15m"]:
         epochs = {"cc3m": 40, "cc12m": 35}.get(data, 25)
         for size in sizes:
             for row, length in [*((row, epochs) for row in TABLES[name]), *longer]:
                 out = f"runs/full/{data}-{size}-{slug(row)}-{length}"
                 what = f"--data {data} --model {size} {RUNS[row].format(data=data)} --epochs {length}"
+                what += " --visual-tokenizer DALLE.pt" if row == "SLIP (BEiT)" else ""
                 print(f"torchrun --nproc_per_node=8 train.py {what} --out {out}")
-    print("# and for each of them, OUT its folder:")
+    print("# and for each of them, OUT its folder (zeroshot.py not for SimCLR):")
     for test in ("zeroshot.py", "linear.py --recipe sgd", "finetune.py"):
         print(f"torchrun --nproc_per_node=8 {test} --checkpoint OUT/checkpoint.pt --data imagenet")
 
@@ -227,7 +235,8 @@ def main(argv=None):
     )
     parser.add_argument("name", choices=TABLES, help="which table")
     parser.add_argument(
-        "--data", default="scenes", help="labelled sets to compare on, by commas (default: %(default)s)"
+        "--data",
+        help="labelled sets to compare on, by commas (default: scenes; of datasets: scenes,fashionmnist)",
     )
     parser.add_argument(
         "--rows", nargs="+", choices=RUNS, metavar="ROW", help="these rows only (default: the table's)"
@@ -252,7 +261,8 @@ def main(argv=None):
         parser.error(f"found --seeds {args.seeds} --jobs {args.jobs}, expected 1 or more")
     if args.measure:
         return measure(args.data, args.measure, args.root)
-    names, rows = list(dict.fromkeys(args.data.split(","))), args.rows or TABLES[args.name]
+    names = args.data or ("scenes,fashionmnist" if args.name == "datasets" else "scenes")
+    names, rows = list(dict.fromkeys(names.split(","))), args.rows or TABLES[args.name]
     wanted = [(data, row, seed) for seed in range(args.seeds) for data in names for row in rows]
     try:
         few = [data for data in names if "--captions" in miniature(data).flags]
@@ -271,6 +281,7 @@ def main(argv=None):
     try:
         done = dict(zip(wanted, pool.map(lambda run: train(*run, args), wanted), strict=True))
     except KeyboardInterrupt:
+        STOPPED.set()
         for process in list(RUNNING):
             process.terminate()
         pool.shutdown(cancel_futures=True)

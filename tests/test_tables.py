@@ -19,6 +19,7 @@ import linear
 import slip
 import tables
 import train
+import zeroshot
 
 
 def typed(*flags):
@@ -51,10 +52,10 @@ def test_the_lines_of_the_real_thing_can_be_typed(capsys, name):
             args = typed(*words[words.index("train.py") + 1 :])
             outs.append(args.out)
             assert args.data in ("yfcc15m", "cc3m", "cc12m") and args.epochs and args.model in slip.SIZES
-        for file, command in (("linear.py", linear), ("finetune.py", finetune)):
+        for file, command in (("linear.py", linear), ("finetune.py", finetune), ("zeroshot.py", zeroshot)):
             if file in words:
                 command.arguments().parse_args(words[words.index(file) + 1 :])
-    sizes = {"main": 3 * (4 + 2), "datasets": 3 * 2}.get(name, len(tables.TABLES[name]))
+    sizes = {"main": 3 * (4 + 4), "datasets": 3 * 2}.get(name, len(tables.TABLES[name]))
     assert len(set(outs)) == len(outs) == sizes
 
 
@@ -62,6 +63,8 @@ def test_a_cell_is_mean_and_deviation_over_the_seeds(capsys):
     found = [{"linear mine": value, "fine-tuned mine": value / 2} for value in (50.0, 51.0, 54.0)]
     tables.show("main", "mine", {"SimCLR": found})
     row = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    tables.show("main", "mine", {"SimCLR": [*found[:2], {}]})  # one has failed
+    assert "50.5 ± 0.7 (n = 2)" in capsys.readouterr().out
     assert row[0] == "| SimCLR" and row[1] == "-"  # no zero-shot without language
     assert row[2] == f"{statistics.mean((50, 51, 54)):.1f} ± {statistics.stdev((50, 51, 54)):.1f}"
     assert row[3].startswith("25.8 ± 1.0")
@@ -110,15 +113,21 @@ def test_a_run_that_fails_is_told_at_once_and_the_others_go_on(tmp_path, monkeyp
     monkeypatch.setattr(tables, "check", lambda names, root: None)
     assert tables.main(["decoupled", "--seeds", "1"]) == 1
     out = capsys.readouterr().out
-    assert out.count("failed: train.py for ") == 3 and "| SLIP-decoupled | - | - |" in out
+    assert (
+        out.count("failed: train.py for ") == 3
+        and "No such file" in out
+        and "| SLIP-decoupled | - | - |" in out
+    )
     assert "train.py" in open(os.path.join(tables.folder("scenes", "CLIP", 0), "screen.txt")).read()
 
 
 def test_a_table_that_is_stopped_stops_its_runs_and_begins_no_other(tmp_path):
     """Else the same line, typed again, would write beside them into the same folders."""
-    (tmp_path / "train.py").write_text(
-        "import os, time; open('pid', 'w').write(f'{os.getpid()}'); time.sleep(60)"
+    (tmp_path / "train.py").write_text(  # obeys as a run does that is at its end
+        "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        "open('pid', 'w').write(f'{os.getpid()}'); time.sleep(60)"
     )
+    (tmp_path / "finetune.py").write_text("open('began', 'w')")
     env = os.environ | {"PYTHONPATH": os.getcwd()}
     program = "import sys, tables; tables.check = lambda *_: None; sys.exit(tables.main(['main']))"
     table = subprocess.Popen(
@@ -132,6 +141,7 @@ def test_a_table_that_is_stopped_stops_its_runs_and_begins_no_other(tmp_path):
     assert table.returncode == 143 and out.count("stopped: train.py") == 1 and "goes on from here" in out
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert not (tmp_path / "began").exists()
 
 
 @pytest.mark.parametrize(
