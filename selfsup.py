@@ -235,12 +235,16 @@ def closest(points, codes):
 def kmeans(points, count, rounds=10, most=50_000):
     """Lloyd's algorithm on at most `most` of points [n, C], begun at some of them -> codes [count, C].
 
-    Drawn from a generator of its own, so every rank finds the same.
+    Drawn from a generator of its own, so every rank finds the same. Where many points are equal (black
+    corners), some codes begin equal; the later ones are then nobody's nearest.
     """
     generator = torch.Generator().manual_seed(0)
     points = points[torch.randperm(len(points), generator=generator)[:most]]
     if len(points) < count:
-        raise ValueError(f"found {len(points)} patches, expected {count} or more for as many visual tokens")
+        raise ValueError(
+            f"found {len(points)} patches, expected {count} or more for as many visual tokens: type a "
+            "smaller --patch, more pictures, or --visual-tokenizer FILE"
+        )
     codes = points[:count].clone()
     for _ in range(rounds):
         labels = torch.cat([closest(part, codes) for part in points.split(8192)])  # [n]
@@ -272,11 +276,11 @@ class VisualTokenizer:
             raise ValueError(
                 f"{path} is no TorchScript encoder of {image_size}-pixel pictures: {reason}"
             ) from None
-        self.size = found[1]
-        if found[2:] != (grid, grid):
+        if len(found) != 4 or found[2:] != (grid, grid):
             raise ValueError(
                 f"{path} gives {list(found)} for {self.side} pixels, expected [1, K, {grid}, {grid}]"
             )
+        self.size = found[1]
 
     @torch.no_grad()
     def logits(self, images):

@@ -5,6 +5,7 @@ torchvision's on PIL pictures; the law of the boxes and of the draws against wha
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from augment import (
     BYOL_2,
     COLUMNS,
     MEAN,
+    MOCOV3_1,
+    MOCOV3_2,
     SIMCLR,
     STD,
     block_mask,
@@ -291,6 +294,14 @@ def test_hidden_patches_lie_in_blocks():
     masks = np.stack([block_mask(np.random.default_rng(i), 14, 0.4) for i in range(200)]).reshape(-1, 14, 14)
     together = (masks[:, 1:] & masks[:, :-1]).mean()
     assert together > 0.28  # alone it would be 0.4 * 0.4 = 0.16
+
+
+def test_the_two_views_of_byol_and_moco_v3_differ_as_published():
+    """BYOL, appendix B, table 6: blur 1.0 and 0.1, solarisation 0 and 0.2; the rest is the same."""
+    for first, second in ((BYOL_1, BYOL_2), (MOCOV3_1, MOCOV3_2)):
+        assert (first.blur_p, first.solarise_p, second.blur_p, second.solarise_p) == (1.0, 0.0, 0.1, 0.2)
+        assert (first.brightness, first.contrast, first.saturation, first.hue) == (0.4, 0.4, 0.2, 0.1)
+        assert replace(second, blur_p=1.0, solarise_p=0.0) == first
 
 
 @pytest.mark.parametrize("recipe", [SIMCLR, BYOL_1, BYOL_2, BEIT])

@@ -328,6 +328,8 @@ def test_kmeans_finds_clusters_that_are_known():
     points = centres.repeat(50, 1) + torch.randn(300, 6, generator=generator)
     codes = kmeans(points, 30, rounds=20)  # so many that each cluster has some at the start
     labels = closest(points, codes)
+    for i, code in enumerate(codes):  # settled: each is the mean of those that are nearest to it
+        torch.testing.assert_close(code, points[labels == i].mean(0), rtol=1e-5, atol=1e-4)  # float32
     for i in range(6):  # no code stands between two clusters
         assert not set(labels[i::6].tolist()) & {
             int(label) for j in range(6) if j != i for label in labels[j::6]
@@ -396,6 +398,11 @@ class Flat(nn.Module):
         return x.mean((2, 3))
 
 
+class One(nn.Module):
+    def forward(self, x):
+        return x.mean((1, 2, 3))
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_file_that_is_no_encoder_is_one_sentence(tmp_path):
@@ -408,3 +415,5 @@ def test_a_file_that_is_no_encoder_is_one_sentence(tmp_path):
         VisualTokenizer(scripted(tmp_path / "fixed.pt", Fixed()), 8, 2)
     with pytest.raises(ValueError, match=r"expected \[1, K, 4, 4\]"):
         VisualTokenizer(scripted(tmp_path / "flat.pt", Flat()), 8, 2)
+    with pytest.raises(ValueError, match=r"gives \[1\] for"):
+        VisualTokenizer(scripted(tmp_path / "one.pt", One()), 8, 2)

@@ -140,8 +140,64 @@ def test_the_other_partners_train_and_go_on_bit_for_bit(tmp_path, monkeypatch, m
     monkeypatch.setattr(data, "order", order)
     run(tmp_path / "broken", *flags)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
-    row = list(csv.DictReader(open(tmp_path / "whole/log.csv")))[-1]
-    assert float(row["ssl_loss"]) < slip.load(tmp_path / "whole/checkpoint.pt").branch.chance(32)[0]
+    rows = [float(row["ssl_loss"]) for row in csv.DictReader(open(tmp_path / "whole/log.csv"))]
+    run(tmp_path / "first", *flags[:2], "--max-steps", 1)  # the mean of ten steps against the first
+    assert rows[-1] < 0.97 * float(next(csv.DictReader(open(tmp_path / "first/log.csv")))["ssl_loss"])
+
+
+@pytest.mark.parametrize("method, start", [("mocov3", 0.99), ("slip-byol", 0.996)])
+def test_a_step_moves_the_momentum_encoder_by_the_share_of_the_run_that_is_done(method, start):
+    small = dict(vocab_size=520, text_depth=1) if "slip" in method else {}
+    model = slip.build(slip.configure(method, "vit_tiny", ssl_hidden=32, ssl_out=16, **small))
+    model.visual.positions.data += 1.0
+    before, m = model.branch.slow_tower.positions.clone(), 1 - (1 - start) / 2  # half way
+    train.finish_step(model, 0.5)
+    expected = m * before + (1 - m) * model.visual.positions
+    torch.testing.assert_close(model.branch.slow_tower.positions, expected, rtol=1e-6, atol=1e-7)  # float32
+
+
+def test_a_run_moves_the_momentum_encoder_but_for_its_last_step(tmp_path):
+    run(tmp_path / "one", "--method", "byol", "--max-steps", 1)  # m is 1 at the end of a run
+    run(tmp_path / "two", "--method", "byol", "--max-steps", 2)
+    one, two = (weights(tmp_path / name)["branch.slow_tower.positions"] for name in ("one", "two"))
+    torch.manual_seed(0)
+    assert torch.equal(one, slip.build(slip.configure("byol", "vit_tiny")).branch.slow_tower.positions)
+    assert not torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    "flags, pair, clip_strong, temperature, codes",
+    [
+        ("slip", "simclr", None, 0.1, 128),
+        ("slip --ssl-temp 0.5 --clip-aug simclr", "simclr", data.augment.SIMCLR, 0.5, 128),
+        ("slip-mocov3", "mocov3", None, 0.2, 128),
+        ("mocov3 --ssl-temp 0.3", "mocov3", None, 0.3, 128),
+        ("slip-byol", "byol", None, None, 128),
+        ("slip-beit", "beit", None, None, 512),
+    ],
+)
+def test_flags_reach_the_views_and_the_branch(tmp_path, flags, pair, clip_strong, temperature, codes):
+    args = train.arguments().parse_args([*SMALL, "--out", str(tmp_path), "--method", *flags.split()])
+    _, model, _, views, _ = train.set_up(args)
+    assert views.pair == data.PAIRS[pair] and views.clip_strong == clip_strong
+    assert getattr(model.branch, "temperature", None) == temperature and model.config.ssl_out == codes
+
+
+class Bright(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.avg_pool2d(x, 8)  # which of three channels is the brightest
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_beit_trains_and_goes_on_with_a_visual_tokenizer_from_a_file(tmp_path, capsys):
+    torch.jit.save(torch.jit.script(Bright()), tmp_path / "encoder.pt")
+    flags = ["--method", "beit", "--visual-tokenizer", tmp_path / "encoder.pt", "--max-steps", 3]
+    run(tmp_path / "run", *flags)
+    assert "ssl_loss 1.10 = log 3" in capsys.readouterr().out
+    assert weights(tmp_path / "run")["branch.head.weight"].shape == (3, 128)
+    run(tmp_path / "run", *flags)
+    assert "going on from step 3" in capsys.readouterr().out
 
 
 def test_two_views_for_the_language_loss_are_the_mean_of_two_losses():
@@ -280,6 +336,7 @@ WRONG = [
     ("--epochs many", "invalid int value"),
     ("--seed -1", "cannot be negative"),
     ("--visual-tokenizer encoder.pt", "type --method slip-beit, not slip"),
+    ("--method clip --ssl-scale 2", "type --method slip, not clip"),
     ("--method beit --visual-tokenizer nothere.pt", "no file at nothere.pt"),
     ("--method clip --ssl-data scenes", "type --method slip, not clip"),
     ("--method simclr --clip-views 2", "simclr has none"),
