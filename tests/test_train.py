@@ -120,12 +120,11 @@ def test_chunks_change_nothing(tmp_path, monkeypatch, method):
     monkeypatch.setattr(data, "device_views", lambda chunk: doubled(views(chunk)))
     monkeypatch.setattr(train.Evaluation, "__call__", lambda self: ({"zeroshot_top1": None}, None))
     monkeypatch.setattr(train, "report", lambda *_: None)  # which test in float32
-    for micro_batch in (32, 16, 4):
+    for micro_batch in (32, 12):
         run(tmp_path / str(micro_batch), "--method", method, "--max-steps", 10, "--micro-batch", micro_batch)
     whole = weights(tmp_path / "32")
     assert all(value.dtype == torch.float64 for value in whole.values() if value.is_floating_point())
-    for micro_batch in (16, 4):
-        assert farthest(whole, weights(tmp_path / str(micro_batch))) < 1e-9  # sums in another order
+    assert farthest(whole, weights(tmp_path / "12")) < 1e-9  # chunks of 12, 12 and 8: sums in another order
 
 
 def doubled(chunk):
@@ -136,7 +135,7 @@ def doubled(chunk):
     "method", [method for method in slip.METHODS if method not in ("slip", "clip", "simclr")]
 )
 def test_the_other_partners_train_and_go_on_bit_for_bit(tmp_path, monkeypatch, method):
-    flags = ["--method", method, "--max-steps", 10, "--micro-batch", 16, "--save-every", 4]
+    flags = ["--method", method, "--batch-size", 16, "--max-steps", 10, "--micro-batch", 8, "--save-every", 4]
     run(tmp_path / "whole", *flags)
     order = data.order
 
@@ -152,7 +151,7 @@ def test_the_other_partners_train_and_go_on_bit_for_bit(tmp_path, monkeypatch, m
     run(tmp_path / "broken", *flags)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
     rows = [float(row["ssl_loss"]) for row in csv.DictReader(open(tmp_path / "whole/log.csv"))]
-    run(tmp_path / "first", *flags[:2], "--max-steps", 1)  # the mean of ten steps against the first
+    run(tmp_path / "first", *flags[:4], "--max-steps", 1)  # the mean of ten steps against the first
     assert rows[-1] < 0.99 * float(next(csv.DictReader(open(tmp_path / "first/log.csv")))["ssl_loss"])
 
 
