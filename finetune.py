@@ -245,7 +245,7 @@ def set_up(args):
     args.image_size = model.config.image_size
     state = loop.resume(args.out, vars(args), FREE)
     if state:
-        model.load_state_dict(state["weights"])
+        slip.fill(model, state["weights"], args.out)
     transform = strong_view(args.randaugment, args.erasing)
     views = data.LabelledViews(train, args.image_size, args.seed, args.crop, transform)
     return device, model.to(device).train(), state, views, held, test

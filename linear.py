@@ -119,7 +119,7 @@ def set_up_sgd(args, model, train):
     head = Head(model.config, model.visual.width, len(train.classes))
     state = loop.resume(args.out, vars(args), FREE)
     if state:
-        head.load_state_dict(state["weights"])
+        slip.fill(head, state["weights"], args.out)
     return head, state
 
 
