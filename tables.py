@@ -129,7 +129,7 @@ def train(data, row, seed, args):
     threads; what is done already is left out. Returns {column: per cent}, without what has failed.
     """
     out, mini = folder(data, row, seed, args.flags), miniature(data)
-    line, tests = settings(data, row, seed, args.flags)
+    made_by = settings(data, row, seed, args.flags)
     os.makedirs(out, exist_ok=True)
     env = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.jobs))}
     common = ["--root", args.root, "--workers", "0"]
@@ -147,11 +147,12 @@ def train(data, row, seed, args):
             raise subprocess.CalledProcessError(code, command)
 
     checkpoint, tuned = os.path.join(out, "checkpoint.pt"), os.path.join(out, "finetune")
-    if results(out):
-        return results(out)
+    done = results(out)
+    if done:
+        return done
     try:
-        loop.write_text(os.path.join(out, "settings.txt"), f"{line}; {tests}\n")
-        run("train.py", *line.split(), "--out", out)
+        loop.write_text(os.path.join(out, "settings.txt"), "; ".join(made_by) + "\n")
+        run("train.py", *made_by[0].split(), "--out", out)
         flags = f"--data {mini.finetune} --max-steps {FINETUNE_STEPS} --seed {seed}".split()
         run("finetune.py", "--checkpoint", checkpoint, *flags, "--out", tuned)
         run("tables.py", "main", "--data", data, "--measure", out)
@@ -227,7 +228,7 @@ def full(name):
         print(f"torchrun --nproc_per_node=8 {test} --checkpoint OUT/checkpoint.pt --data imagenet")
 
 
-def main(argv=None):
+def arguments():
     parser = argparse.ArgumentParser(
         description="Train and test what a table of the paper compares, in miniature.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -254,6 +255,11 @@ def main(argv=None):
     parser.add_argument("--full", action="store_true", help="print the commands of the paper's scale instead")
     parser.add_argument("--workers", help=argparse.SUPPRESS)
     parser.add_argument("--measure", metavar="OUT", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv=None):
+    parser = arguments()
     args = parser.parse_args(argv)
     if args.full:
         return full(args.name)
