@@ -1,12 +1,11 @@
-"""Ranks: one process, or many that train as one. The only file that knows torch.distributed; it chooses
-device and precision.
+"""Ranks: one process, or many that train as one. The only file that imports torch.distributed.
 
-Paper: section 4 (64 GPUs, mixed precision). The idea: gather the features once, with gradient; from there
-on every rank holds the global batch and computes the same global loss with single-process code.
+Paper: implementation details (64 GPUs). The idea: features are gathered once, with gradient; from there on
+every rank holds the global batch and computes the same global loss with single-process code.
 
-    features [b, D] on each of R ranks -> gather -> [B, D] on every rank, B the sum of the b
+    features [b, D] on each of R ranks -> gather -> [R b, D] on every rank
 
-Why the gradient is exact: every rank computes the same loss, so the backward of the gather sums R equal
+Why the gradient is exact: every rank computes the same loss, so the backward pass of the gather sums R equal
 gradients, and the averaging of DistributedDataParallel divides by R. Projections and heads run after the
 gather on the same rows everywhere: their gradients are equal, and the mean leaves them as they are.
 """
@@ -19,39 +18,42 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from device import choose_device
+
+# torchrun's variables, from those that srun sets for each task of a step. A batch script has the job's
+# SLURM_NTASKS too, but no ranks: only SLURM_STEP_NUM_TASKS says that this process is one of several.
+SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+
 
 def start(device=None, minutes=30):
-    """Join the process group if there is one to join (torchrun, Slurm, or RANK and WORLD_SIZE set); give
-    this rank's device.
+    """Join the process group, if torchrun or srun started several ranks -> this rank's torch.device.
 
-    `device`: "cpu", "cuda", "cuda:1", or None for the best at hand. Raises ValueError with one sentence.
+    `device`: "cpu", "cuda", "cuda:1", "xpu", "mps", or None for the best there is. Raises ValueError.
     """
     env = os.environ
-    if "RANK" not in env and int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env:
-        env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"] = (
-            env["SLURM_PROCID"],
-            env["SLURM_NTASKS"],
-            env["SLURM_LOCALID"],
-        )
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.split(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"unknown --device {device!r}: expected cpu, cuda or cuda:N")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {device} was asked for, and torch finds no GPU here: type --device cpu")
-    if device == "cuda":
-        device = f"cuda:{env.get('LOCAL_RANK', 0)}"
+    if "RANK" not in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in env:
+        env.update({ours: env[theirs] for ours, theirs in SLURM.items()})
+    device = choose_device(device)
     if int(env.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in env]
         if missing:
             raise ValueError(
                 f"WORLD_SIZE is {env['WORLD_SIZE']} but {' and '.join(missing)} not set: start with torchrun"
             )
-        if device.startswith("cuda"):
-            torch.cuda.set_device(device)
-        backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
-    return torch.device(device)
+        if device.type == "mps":
+            raise ValueError(
+                "Apple's MPS trains in one process: start without torchrun, or type --device cpu"
+            )
+        dist.init_process_group(backend(device), timeout=timedelta(minutes=minutes))
+    return device
+
+
+def backend(device):
+    """NCCL and its like want a device for each rank; where ranks share one, gloo carries everything."""
+    shared = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > max(1, torch.accelerator.device_count())
+    if device.type == "cpu" or shared:
+        return "gloo"
+    return f"cpu:gloo,{device.type}:{'nccl' if device.type == 'cuda' else 'xccl'}"
 
 
 def stop():
@@ -62,10 +64,8 @@ def stop():
 
 
 def leave(code=0):
-    """End the process with an exit code; call it last.
-
-    One of many ranks ends at once: gloo's threads may still hold tensors, and an exit was once aborted,
-    it seems because the interpreter was taken down under them.
+    """End the process with an exit code; call it last. One of many ranks ends at once: what is left of the
+    process group may wait for ever on the usual way out.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.stdout.flush()
@@ -82,55 +82,48 @@ def world():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def say(*words, **options):
-    """Print, on rank 0 only."""
+def say(*words, file=None):
+    """Print on rank 0 only; what the terminal's encoding cannot show is replaced."""
     if rank() == 0:
-        print(*words, flush=True, **options)
+        file = file or sys.stdout
+        encoding = getattr(file, "encoding", None) or "utf-8"
+        text = " ".join(map(str, words))
+        print(text.encode(encoding, "replace").decode(encoding), file=file, flush=True)
 
 
 def warn(sentence):
     """One line of warning on the standard error, from rank 0 only."""
-    if rank() == 0:
-        print(f"warning: {sentence}", file=sys.stderr, flush=True)
+    say(f"warning: {sentence}", file=sys.stderr)
 
 
-def mine(rows):
-    """This rank's share of a batch: a contiguous part, so that the gather gives the batch back in its
-    order.
-    """
-    share, rest = divmod(len(rows), world())
-    begin = rank() * share + min(rank(), rest)
-    return rows[begin : begin + share + (rank() < rest)]
+def share(rows):
+    """This rank's equal part of a batch: contiguous, so that the gather gives the batch back in its order."""
+    if len(rows) % world():
+        raise ValueError(f"{len(rows)} rows do not divide by {world()} ranks: type another --batch-size")
+    size = len(rows) // world()
+    return rows[rank() * size : (rank() + 1) * size]
 
 
 class Gather(torch.autograd.Function):
-    """All ranks' rows, in rank order; the backward sums the gradients of all ranks and keeps this rank's
+    """All ranks' rows, in rank order; the backward pass sums the gradients of all ranks and keeps this rank's
     rows.
     """
 
     @staticmethod
     def forward(ctx, rows):
-        count = torch.tensor([len(rows)], device=rows.device)
-        counts = [torch.zeros_like(count) for _ in range(world())]
-        dist.all_gather(counts, count)
-        ctx.counts = [int(c) for c in counts]
-        padded = rows.new_zeros(
-            max(ctx.counts), *rows.shape[1:]
-        )  # [max b, ...]: collectives want equal shapes
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in range(world())]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:n] for part, n in zip(parts, ctx.counts)])
+        parts = [torch.empty_like(rows) for _ in range(world())]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
 
     @staticmethod
     def backward(ctx, gradient):
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
-        return gradient.split(ctx.counts)[rank()]
+        return share(gradient)
 
 
 def gather(rows):
-    """[b, ...] of each rank -> [B, ...] on every rank, with gradient."""
+    """[b, ...] of each rank, b equal -> [B, ...] on every rank, with gradient."""
     return rows if world() == 1 else Gather.apply(rows.contiguous())
 
 
@@ -147,13 +140,3 @@ def wrap(model):
         return model
     # No device_ids: with them DDP moves every input to the GPU, also what must stay on the host.
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
-
-
-def precision(device, asked=None):
-    """ "fp32" or "bf16": what was asked for, else bf16 on CUDA and fp32 on the CPU."""
-    return asked or ("bf16" if device.type == "cuda" else "fp32")
-
-
-def autocast(device, asked=None):
-    """The context of the forward pass."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision(device, asked) == "bf16")

@@ -1,50 +1,56 @@
-"""The recipe: the paper's implementation details as one table, the parameter groups, the learning rate of a
-step.
+"""The recipe: the paper's implementation details as one table, parameter groups, learning rate of a step.
 
-Paper: section 4 and appendix. A flag left out on the command line takes its value from here.
+A flag left out on the command line takes its value from here.
 
-    (method, data) -> {lr, wd, batch_size, epochs, model, ...}        (step, steps) -> learning rate
-    finetune(model, data) and LINEAR: the same for the test tasks
+    recipe(method, data, images) -> {lr, wd, batch_size, epochs, ...}     (step, steps) -> learning rate
+    finetune(model, data) and LINEAR: the same for the two other test tasks
 """
 
 import math
-import os
 
+import device
+
+WORKERS = max(1, min(8, device.cpus() - 1))  # processes that decode, on each rank
+SMALL_SET = 20_000  # images: fewer are decoded in the main process and get the small recipe
 # The paper's pre-training: AdamW, one warm-up epoch, cosine; lr and wd are each method's own.
 PAPER = dict(
     model="vit_b16",
-    image_size=None,  # the model's own
+    image_size=None,  # the model's own, as patch and ssl_temp
+    patch=None,
+    ssl_temp=None,
     epochs=25,
     batch_size=4096,
     warmup_epochs=1.0,
     ssl_scale=1.0,
-    light_crop=0.5,  # smallest share of the picture in CLIP's crop
+    light_crop=0.5,  # smallest share of the image in CLIP's crop
     strong_crop=0.08,  # and in a self-supervised view
     vocab="clip",
-    workers=min(8, (os.cpu_count() or 2) - 1),
+    workers=WORKERS,
 )
 BETAS, EPS, START_LR, END_LR = (0.9, 0.98), 1e-8, 1e-6, 1e-5
-METHOD = {  # method: lr, wd at batch 4096; another --batch-size leaves them: set --lr with it
+METHOD = {  # method: lr, wd at batch 4096; another --batch-size leaves them as they are: set --lr with it
     "slip": dict(lr=3e-3, wd=0.1),
     "clip": dict(lr=5e-4, wd=0.5),
     "simclr": dict(lr=3.2e-3, wd=0.1),
 }
 for partner in ("mocov3", "byol", "beit"):  # whose values are not published: those of SimCLR
     METHOD |= {f"slip-{partner}": METHOD["slip"], partner: METHOD["simclr"]}
-# What a set changes. The small ones are ours, for two CPU cores.
-SCENES = ("scenes", "scenes-kind", "scenes-colour", "scenes-texture")
-SMALL = dict(model="vit_tiny", batch_size=64, vocab="train", lr=1e-3, wd=0.1, workers=0)
-SETS = {
-    **{name: SMALL | dict(epochs=10, strong_crop=0.3) for name in SCENES},
-    "fashionmnist": SMALL | dict(epochs=1, image_size=28, patch=7, strong_crop=0.3),
-    "cifar10": SMALL | dict(epochs=10, strong_crop=0.2),
-    "cifar100": SMALL | dict(epochs=20, strong_crop=0.2),
-    "cc3m": dict(epochs=40),
-    "cc12m": dict(epochs=35),
+# Sets of fewer than 20,000 images, and those below: ours, for two CPU cores.
+SMALL = dict(
+    model="vit_tiny", epochs=25, batch_size=64, strong_crop=0.3, vocab="train", lr=1e-3, wd=0.1, workers=0
+)
+SMALL_SETS = {
+    "scenes": dict(epochs=10),
+    "fashionmnist": dict(epochs=1, image_size=28, patch=7),
+    "cifar10": dict(epochs=10, strong_crop=0.2),
+    "cifar100": dict(epochs=20, strong_crop=0.2),
 }
+PAPER_SETS = {"cc3m": dict(epochs=40), "cc12m": dict(epochs=35)}
+# From trained weights (--init) on pairs of one's own: a small rate, so that what the weights know stays.
+FROM_WEIGHTS = dict(lr=3e-5, wd=0.1, epochs=10, batch_size=64, warmup_epochs=1.0)
 
-# Fine-tuning (appendix; BEiT's recipe): the defaults for imagenet. lr belongs to the batch size beside it,
-# another batch size scales it in proportion.
+# Fine-tuning (BEiT's recipe): the defaults for imagenet. lr belongs to the batch size beside it; another
+# batch size scales it in proportion.
 FINETUNE = dict(
     epochs=100,
     warmup_epochs=20.0,
@@ -59,48 +65,51 @@ FINETUNE = dict(
     randaugment=9.0,  # magnitude, its deviation is 0.5; 0: none
     erasing=0.25,
     crop=0.08,
-    test_resize=256 / 224,  # short side of a test picture over the side of its centre crop
-    workers=PAPER["workers"],
+    test_resize=256 / 224,  # short side of a test image over the side of its centre crop
+    workers=WORKERS,
 )
 FINETUNE_SIZE = {
     "vit_s16": dict(drop_path=0.0),
     "vit_l16": dict(layer_decay=0.75, epochs=50, warmup_epochs=5.0),
 }
 FINETUNE_END_LR = 1e-6
-# Everywhere else: ours, for little pictures and two CPU cores; lr, layer decay and crop were chosen on the
-# held-out part of Fashion-MNIST's training pictures (300 steps, SLIP).
-FINETUNE_SMALL = dict(
+# Everywhere else: ours, for little images and two CPU cores; lr, layer decay and crop were chosen on the
+# held-out part of Fashion-MNIST's training images (300 steps, SLIP).
+FINETUNE_SMALL = FINETUNE | dict(
     epochs=5,
     warmup_epochs=0.5,
     batch_size=64,
     lr=2e-3,
-    wd=0.05,
-    layer_decay=0.65,
     drop_path=0.0,
     mixup=0.0,
     cutmix=0.0,
-    smoothing=0.1,
     randaugment=0.0,
     erasing=0.0,
     crop=0.9,
     test_resize=1.0,
-    workers=0,
 )
 FINETUNE_SETS = {"fashionmnist": dict(epochs=1, warmup_epochs=0.1), "cifar10": dict(epochs=10)}
-# Linear classification (section 4.3). The rate is MoCo v3's rule, 0.1 x batch / 256; the published script
-# divides the batch by the ranks first, which gives 0.00625 on 8 GPUs where the rule gives 0.4: not taken.
+# Linear classification. The rate is MoCo v3's rule, 0.1 x batch / 256; the published script divides the batch
+# by the ranks first, which gives 0.00625 on 8 GPUs where the rule gives 0.4: not taken.
 LINEAR = dict(
     epochs=90, batch_size=1024, lr=0.1, lr_batch=256, momentum=0.9, crop=0.08, test_resize=256 / 224
 )
 
 
-def recipe(method, data):
-    """The values of all flags which the paper, or a small set, decides; raises ValueError for an unknown
-    method.
+def recipe(method, data, images=None, name=None):
+    """The values of the flags which the paper, or a small set, decides. `images`: how many the set has;
+    `name`: "paper" or "small", None for what suits the set.
     """
-    if method not in METHOD:
-        raise ValueError(f"unknown method {method!r}: expected one of {', '.join(METHOD)}")
-    return PAPER | {"patch": None} | METHOD[method] | SETS.get(data, {})
+    data = "scenes" if data.startswith("scenes") else data
+    small = data in SMALL_SETS or (images is not None and images < SMALL_SET)
+    name = name or ("small" if small else "paper")
+    own = SMALL | SMALL_SETS.get(data, {}) if name == "small" else PAPER_SETS.get(data, {})
+    return PAPER | {"recipe": name} | METHOD[method] | own
+
+
+def workers(images):
+    """How many processes decode a set of so many images, on each rank."""
+    return WORKERS if images >= SMALL_SET else 0
 
 
 def finetune(model, data):
@@ -111,8 +120,8 @@ def finetune(model, data):
 
 
 def parameter_groups(model, wd):
-    """Two groups for the optimizer: what has two dimensions and more decays (class token and positions too);
-    biases, LayerNorm, BatchNorm and the logit scale do not.
+    """Two groups for the optimizer: parameters of two dimensions and more decay (class token and positions
+    too); biases, LayerNorm, BatchNorm and the logit scale do not.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [
@@ -143,8 +152,9 @@ def layer_groups(model, depth, wd, decay):
 
 def learning_rate(step, steps, warmup, peak, start=START_LR, end=END_LR):
     """Linear from `start` over `warmup` steps, then a cosine from `peak` that reaches `end` at the last of
-    `steps`.
+    `steps`; neither end is above the peak.
     """
+    start, end = min(start, peak), min(end, peak)
     if step < warmup:
         return start + (peak - start) * step / warmup
     done = (step - warmup) / max(1, steps - 1 - warmup)

@@ -1,0 +1,170 @@
+"""The settings of a pre-training run: train.py's flags, checked, and resolved once into a frozen dataclass.
+
+    arguments() -> argparse's flags     resolve(args, source, config) -> {flag: value}     freeze -> Settings
+
+Paper: implementation details. A flag that is not typed takes its value from the recipe (recipe.py).
+"""
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+
+import console
+import data
+import ranks
+import recipe
+import sets
+import slip
+from text import Tokenizer
+from vit import SIZES
+
+# Flags that may change on resume; they do not affect the result.
+FREE = {
+    "out",
+    "root",
+    "workers",
+    "device",
+    "micro_batch",
+    "save_every",
+    "recompute",
+    "compile",
+    "tensorboard",
+}
+
+
+def arguments(examples):
+    parser = argparse.ArgumentParser(
+        description="Train SLIP, CLIP, or self-supervision alone. A flag left out takes the recipe's value "
+        "for the method and the data (recipe.py): for imagenet the paper's. The same line again resumes "
+        "a stopped run.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=examples,
+    )
+    number, count, natural, share = (
+        console.positive_float, console.positive_int, console.natural, console.share
+    )  # fmt: skip
+    add = parser.add_argument_group("what is trained").add_argument
+    add("--method", default="slip", choices=slip.METHODS, help="the objective (default: %(default)s)")
+    add("--model", choices=SIZES, help="image tower (default: the recipe's)")
+    add("--image-size", type=count, help="side of the views, pixels")
+    add("--patch", type=count, help="side of a patch, pixels (default: the model's)")
+    add("--vocab", help="train: merges learned on the captions; clip: CLIP's; or CLIP's file")
+    add("--init", metavar="FILE", help="start from the weights of a checkpoint, ours or published")
+    add("--ssl-scale", type=console.not_negative, help="weight of the self-supervised loss (the paper: 1)")
+    add("--ssl-temp", type=number, help="temperature of its softmax (SimCLR: 0.1, MoCo v3: 0.2)")
+    add = parser.add_argument_group("on what").add_argument
+    add("--data", default="scenes", help="scenes (built in); imagenet or another set of python zeroshot.py "
+        "--list; coco, cc3m, cc12m, redcaps, yfcc15m; a table FILE.tsv, .csv or .jsonl of path and caption; "
+        "shards 'DIR/{00000..00331}.tar'; or a folder under --root with train/<class name>/, or with x.jpg and "
+        "x.txt (default: %(default)s)")  # fmt: skip
+    add("--root", default="data", help="folder that holds the sets (default: %(default)s)")
+    add("--captions", type=natural, metavar="N", help="captions for N images only (0: for all)")
+    add("--mask-same-class", action=argparse.BooleanOptionalAction, help="class names as captions: images of "
+        "one class are no negatives of each other")  # fmt: skip
+    add("--clip-aug", choices=["light", "simclr"], default="light", help="the language loss's view")
+    add("--clip-views", type=int, choices=[1, 2], default=1, help="views in the language loss (default: 1)")
+    add("--ssl-data", metavar="NAME", help="draw the self-supervised images from this set (SLIP-decoupled)")
+    add("--light-crop", type=share, help="smallest share of the image in a light crop (the paper: 0.5)")
+    add("--strong-crop", type=share, help="the same in a strong view (the paper: 0.08)")
+    add = parser.add_argument_group("how").add_argument
+    add("--recipe", choices=["paper", "small"], help="where the other defaults come from (default: small for "
+        f"sets of fewer than {recipe.SMALL_SET:,} images)")  # fmt: skip
+    add("--epochs", type=count, help="passes over the images")
+    add("--max-steps", type=count, help="end, and the cosine with it, after so many steps")
+    add("--batch-size", type=count, help="images in a step, over all ranks")
+    add(
+        "--micro-batch",
+        type=count,
+        help="rows that go through the towers at once; same gradient, less memory",
+    )
+    add("--lr", type=number, help="peak learning rate")
+    add("--wd", type=console.not_negative, help="weight decay of matrices")
+    add("--warmup-epochs", type=console.not_negative, help="epochs of linear warm-up (the paper: 1)")
+    add("--clip-grad", type=number, help="largest norm of the gradient (default, and the paper: no limit)")
+    add("--overfit", action="store_true", help="one batch again and again: does anything learn?")
+    add("--seed", type=natural, default=0, help="of everything random (default: %(default)s)")
+    add = parser.add_argument_group("where").add_argument
+    add("--out", help="run folder: checkpoint.pt, best.pt, log.csv (default: runs/DATA-METHOD)")
+    add("--zeroshot", metavar="NAMES", help="labelled test sets to measure after each epoch, with commas "
+        "between, or none (default: the set itself where it has classes, else imagenet if it is there)")  # fmt: skip
+    add("--save-every", type=count, metavar="STEPS", help="checkpoints within an epoch as well")
+    add("--workers", type=natural, help="processes that decode (small sets: 0)")
+    add("--device", help="cpu, cuda, cuda:N, xpu or mps (default: the best there is)")
+    add("--precision", choices=["fp32", "bf16"], help="default: bf16 where the device computes in it")
+    add("--compile", action="store_true", help="torch.compile the blocks: slower to start")
+    add("--tensorboard", action="store_true", help="the log for TensorBoard too, in OUT/tensorboard")
+    return parser
+
+
+def check(args):
+    """Flags that do not go together; a student's mistakes, each with what to type."""
+    language, partner = slip.METHODS[args.method]
+    if args.ssl_scale is not None and not (language and partner):
+        raise ValueError(f"--ssl-scale weighs two losses: type --method slip, not {args.method}")
+    if args.ssl_data and not (language and partner):
+        raise ValueError(f"--ssl-data is for two losses: type --method slip, not {args.method}")
+    if args.ssl_temp and partner not in ("simclr", "mocov3"):
+        raise ValueError(f"--ssl-temp is SimCLR's and MoCo v3's: {args.method} has no such temperature")
+    if (args.clip_views > 1 or args.clip_aug != "light") and not language:
+        raise ValueError(f"--clip-views and --clip-aug are the language loss's: {args.method} has none")
+
+
+def resolve(args, whole, config):
+    """-> {flag: value}: what was typed, else the weights' own sizes (--init), else the recipe's."""
+    values = recipe.recipe(args.method, args.data, len(whole), args.recipe) | {"mask_same_class": False}
+    if config:
+        values |= recipe.FROM_WEIGHTS | dict(
+            model=config.model, image_size=config.image_size, patch=config.patch
+        )
+    values |= {name: value for name, value in vars(args).items() if value is not None or name not in values}
+    kept = len(data.holdout(len(whole), args.seed)[0])
+    if args.batch_size is None:  # the recipe's, or all images of a smaller set
+        values["batch_size"] = min(values["batch_size"], kept // ranks.world() * ranks.world())
+    batch = values["batch_size"]
+    if not 2 <= batch <= kept:
+        raise ValueError(
+            f"found --batch-size {batch}, expected 2 (a contrastive loss compares) to {kept}, the images"
+        )
+    if batch % ranks.world():
+        raise ValueError(f"--batch-size {batch} does not divide by {ranks.world()} ranks: type a multiple")
+    epoch_steps = kept // batch
+    steps = args.max_steps or values["epochs"] * epoch_steps
+    warmup_steps = values["warmup_epochs"] * epoch_steps
+    if args.warmup_epochs is None:
+        warmup_steps = min(warmup_steps, steps / 10)  # a recipe's warm-up suits its length
+    elif warmup_steps > steps:
+        raise ValueError(
+            f"--warmup-epochs {args.warmup_epochs:g} are {warmup_steps:g} steps of {steps}: type fewer"
+        )
+    language, partner = slip.METHODS[args.method]
+    values |= dict(epoch_steps=epoch_steps, steps=steps, warmup_steps=warmup_steps, partner=partner)
+    values["out"] = args.out or os.path.join("runs", f"{Path(args.data).stem}-{args.method}")
+    values["class_names"] = whole.classes if language else None
+    values["mask_same_class"] = bool(values["mask_same_class"] and values["class_names"])
+    return values
+
+
+def freeze(values):
+    """{flag: value} -> Settings: one dataclass, made once and never written to."""
+    return dataclasses.make_dataclass("Settings", values, frozen=True)(**values)
+
+
+def tokenizer(vocab, source, optional):
+    """The Tokenizer of --vocab. `optional`: nobody typed it, so where CLIP's is not installed one is learned
+    on the captions of `source`, or on its class names in templates.
+    """
+    if vocab != "train":
+        try:
+            return Tokenizer.clip(None if vocab == "clip" else vocab)
+        except FileNotFoundError as error:
+            if not optional:
+                raise
+            ranks.warn(f"{error}; unlike the paper's, this run's vocabulary is learned on the captions")
+    if source.classes is not None:
+        names = [name for entry in source.classes for name in ([entry] if isinstance(entry, str) else entry)]
+        templates = sets.caption_templates(source.name)
+        return Tokenizer.train([sets.fill_template(t, name) for t in templates for name in 2 * names])
+    step = -(-len(source) // 1_000_000)  # of a larger set at most a million, spread over it
+    labels = [source.label(i) for i in range(0, len(source), step)]
+    return Tokenizer.train([c for label in labels for c in ([label] if isinstance(label, str) else label)])

@@ -1,0 +1,257 @@
+"""A run: its folder, log, live line and signals. Pieces that a training loop calls; the loop is its own.
+
+    run = open_run(settings, free, columns)              a new run, or the same one resumed
+    for step, batch in run.batches(loader_for):          counts waiting time and bad images, seeds the step
+        ...                                              the loop's own: rate, loss, backward pass, optimizer
+        run.record(stats, lr)                            sums for the log, live line
+        if run.epoch_ended: run.end_epoch(measured, score, model)
+        if run.must_save: run.save(model, optimizer)
+    run.finish(model, optimizer)                         after a signal: saved, and Stop
+
+The resume policy:
+ 1. Everything random in a step is a function of (seed, step), and a sample of (seed, epoch, index). So no
+    random state is saved. A resumed run is equal bit for bit on one machine with the same ranks and chunks,
+    and equal but for rounding with others.
+ 2. One checkpoint, written to a temporary name, flushed and renamed. The same line again resumes from it.
+ 3. The log's rows are kept in the checkpoint, and log.csv is written anew from them: it never runs ahead.
+ 4. SIGTERM and SIGINT end the step that is running, save, and leave; a second one leaves at once.
+"""
+
+import csv
+import dataclasses
+import io
+import math
+import os
+import signal
+import sys
+import time
+
+import torch
+import torchvision
+
+import ranks
+import slip
+from console import Live, Stop, duration, show_row
+from device import peak_memory
+
+CHECKPOINT, BEST, SKIPPED = "checkpoint.pt", "best.pt", "skipped.txt"
+
+
+class Interrupted(Exception):
+    """A signal came while the only rank waited for images."""
+
+
+def open_run(settings, free, columns):
+    """The run of the folder settings.out, resumed if its checkpoint is there. `settings`: a dataclass of
+    plain data with out, seed, steps, epoch_steps, batch_size; it must be that of the checkpoint but for the
+    names in `free`. `columns`: of the log. Raises ValueError or OSError.
+    """
+    out, args = settings.out, dataclasses.asdict(settings)
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise ValueError(f"--out {out} is a file, expected a folder or a new name")
+    os.makedirs(out, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise ValueError(f"no permission to write in --out {out}: choose another folder")
+    path, state = os.path.join(out, CHECKPOINT), None
+    if os.path.exists(path):
+        state = slip.read_checkpoint(path)
+        if "optimizer" not in (state.get("run") or {}):
+            raise ValueError(f"{path} holds a model but no run to resume: choose another --out")
+        before = state["run"]["args"]
+        changed = [name for name in args if name not in free and before.get(name) != args[name]]
+        if changed:
+            flags = [f"--{n.replace('_', '-')} was {before.get(n)} and is {args[n]}" for n in changed[:3]]
+            raise ValueError(f"{out} holds another run ({', '.join(flags)}): choose another --out")
+    found = ranks.gather(torch.tensor([state["run"]["step"] if state else -1])).tolist()
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"the ranks see different checkpoints in --out {out}: rank 0 that of step {found[0]}, rank "
+            f"{ranks.rank()} that of {found[ranks.rank()]} (-1: none): choose a folder on a shared disk"
+        )
+    return Run(settings, args, state, columns)
+
+
+class Run:
+    """What a loop keeps beside the model: numbers for the log, the checkpoint, what a signal asked for."""
+
+    def __init__(self, settings, args, state, columns):
+        self.out, self.state, self.columns = settings.out, state, columns
+        self.steps, self.epoch_steps = settings.steps, settings.epoch_steps
+        self.batch_size = settings.batch_size
+        new = dict(step=0, rows=[], sums={}, count=0, best=None, seen=0, bad=0, seconds=0.0, points=[])
+        saved = {name: value for name, value in (state["run"] if state else {}).items() if name in new}
+        self.numbers = new | saved | {"best_step": (state or {}).get("run", {}).get("best_step")}
+        self.args, self.resumed_at, self.started = args, self.numbers["step"], time.monotonic()
+        self.live, self.caught, self.waiting, self.waited, self.bad = Live(), 0, False, 0.0, 0
+        self.epoch_started, self.epoch_first = self.started, self.step
+        self.warned = self.printed = False
+
+    @property
+    def step(self):
+        return self.numbers["step"]
+
+    @property
+    def epoch_ended(self):
+        """Whether an epoch's steps are done and its row is not written, as after a stop during evaluation."""
+        return self.numbers["count"] > 0 and (self.step % self.epoch_steps == 0 or self.step == self.steps)
+
+    @property
+    def must_save(self):
+        every = self.args.get("save_every")
+        return self.epoch_ended or bool(every and self.step % every == 0)
+
+    def batches(self, loader_for):
+        """Yields (step, batch) of the steps that are left, until a signal; loader_for(steps) -> a DataLoader.
+
+        Workers begin with both signals blocked: a signal to the whole process group must not end them before
+        the step that is running.
+        """
+        masks = hasattr(signal, "pthread_sigmask")
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        before = {number: signal.signal(number, self.note_signal) for number in numbers}
+        try:
+            old = signal.pthread_sigmask(signal.SIG_BLOCK, numbers) if masks else None
+            batches = iter(loader_for(range(self.step, self.steps)))
+            if masks:
+                signal.pthread_sigmask(signal.SIG_SETMASK, old)
+            for step in range(self.step, self.steps):
+                started, self.waiting = time.monotonic(), ranks.world() == 1
+                batch = None if self.caught else next(batches)
+                self.waiting, self.waited = False, self.waited + time.monotonic() - started
+                if batch is None:
+                    return
+                self.note_skipped(batch.pop("skipped", []))
+                torch.manual_seed(self.args["seed"] * 1_000_003 + step)
+                yield step, batch
+        except Interrupted:
+            return
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def note_signal(self, number, frame):
+        if self.caught:
+            os._exit(128 + number)
+        self.caught = number
+        if self.waiting:  # several ranks go on to the end of the step, where they agree
+            raise Interrupted
+
+    def note_skipped(self, names):
+        self.bad = len(names)
+        if names:
+            with open(os.path.join(self.out, SKIPPED), "a", encoding="utf-8", errors="replace") as file:
+                file.write("".join(f"{name}\n" for name in names))
+
+    def check_finite(self, stats, lr):
+        """Raises Stop, before the optimizer's step, if the loss or the gradient is no number."""
+        if not (math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"])):
+            path = os.path.join(self.out, CHECKPOINT)
+            kept = f"the last good checkpoint is {path}" if os.path.exists(path) else "none was saved yet"
+            raise Stop(
+                f"loss {stats['loss']} with gradient norm {stats['grad_norm']} at step {self.step + 1}, "
+                f"learning rate {lr:.2g}: stopped; {kept}; try a lower --lr or --clip-grad 1"
+            )
+
+    def record(self, stats, lr, bad_share=0.05):
+        """After the optimizer's step: stats {name: number} for the epoch's means, bad images, live line."""
+        numbers = self.numbers
+        numbers["step"], numbers["count"] = self.step + 1, numbers["count"] + 1
+        for name, value in stats.items():
+            numbers["sums"][name] = numbers["sums"].get(name, 0.0) + value
+        if self.step % max(1, self.steps // 200) == 0:
+            numbers["points"].append((self.step, stats["loss"]))
+        bad, caught = ranks.total(torch.tensor([self.bad, self.caught])).tolist()  # one for both
+        self.caught = self.caught or min(caught, signal.SIGTERM)
+        numbers["seen"], numbers["bad"] = numbers["seen"] + self.batch_size, numbers["bad"] + bad
+        often = numbers["bad"] > bad_share * numbers["seen"] and numbers["seen"] >= 20 * self.batch_size
+        if often or bad > self.batch_size / 2:
+            what = f"{numbers['bad']} of {numbers['seen']} images" if often else f"{bad} images of one step"
+            raise Stop(f"{what} cannot be read: see {os.path.join(self.out, SKIPPED)}")
+        now, done = time.monotonic(), self.step - self.resumed_at
+        self.speed = (self.step - self.epoch_first) * self.batch_size / (now - self.epoch_started)  # images/s
+        left = duration((now - self.started) / done * (self.steps - self.step))
+        shown = "  ".join(f"{name} {value:.3g}" for name, value in stats.items())
+        self.live.show(
+            f"{self.step}/{self.steps}  {left} left  {self.speed:.0f} images/s  {shown}  lr {lr:.1e}"
+        )
+        if self.waited > 0.1 * (now - self.started) and done >= 50 and not self.warned:
+            self.warned, workers = True, self.args.get("workers") or 0
+            ranks.warn(f"{self.waited / (now - self.started):.0%} of the time waits for images: "
+                       f"type --workers {workers + 2}")  # fmt: skip
+
+    def end_epoch(self, measured, score, model, hidden=()):
+        """A row of the log: the epoch's means and what was measured. best.pt, if `score` is the best yet."""
+        numbers = self.numbers
+        means = {name: value / numbers["count"] for name, value in numbers["sums"].items()}
+        means |= {"epoch": -(-self.step // self.epoch_steps), "step": self.step, "images_per_s": self.speed}
+        row = {name: (means | measured).get(name, "") for name in self.columns}
+        numbers |= {"rows": [*numbers["rows"], row], "sums": {}, "count": 0}
+        self.live.clear()
+        show_row({name: value for name, value in row.items() if name not in hidden}, not self.printed)
+        self.printed, self.epoch_started, self.epoch_first = True, time.monotonic(), self.step
+        if score is not None and (numbers["best"] is None or score > numbers["best"]):
+            numbers |= {"best": score, "best_step": self.step}
+            if ranks.rank() == 0:
+                self.write(BEST, lambda path: slip.save(path, unwrapped(model), self.plain()))
+
+    def plain(self):
+        """What a checkpoint says of its run."""
+        seconds = self.numbers["seconds"] + time.monotonic() - self.started
+        cost = {"hours": seconds / 3600, "images_per_s": self.step * self.batch_size / seconds}
+        cost["peak_memory_gib"] = peak_memory() / 2**30
+        about = {"cost": cost, "versions": versions(), "date": time.strftime("%Y-%m-%d %H:%M:%S")}
+        epoch = -(-self.step // self.epoch_steps)
+        return self.numbers | about | {"seconds": seconds, "args": self.args, "epoch": epoch}
+
+    def save(self, model, optimizer):
+        """Rank 0 writes checkpoint.pt and log.csv."""
+        if ranks.rank() == 0:
+            run = self.plain() | {"optimizer": optimizer.state_dict()}
+            self.write(CHECKPOINT, lambda path: slip.save(path, unwrapped(model), run))
+            rows = self.numbers["rows"]
+            if rows:
+                self.write("log.csv", lambda path: write_text(path, as_csv(list(rows[0]), rows)))
+
+    def write(self, name, writer):
+        """writer(path), which writes to a temporary name; a full disk is a Stop that leaves the old file."""
+        path = os.path.join(self.out, name)
+        try:
+            writer(path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            if os.path.exists(f"{path}.tmp"):
+                os.remove(f"{path}.tmp")
+            reason = str(error).splitlines()[0][:100]
+            raise Stop(f"cannot write {path} ({reason}): the file before is whole; free some space") from None
+
+    def finish(self, model, optimizer):
+        """After the loop. Raises Stop, with all saved, if a signal ended it early."""
+        self.live.clear()
+        if self.caught and self.step < self.steps:
+            self.save(model, optimizer)
+            sentence = f"stopped by a signal after step {self.step}, saved: the same line resumes from here"
+            raise Stop(sentence, 128 + self.caught)
+
+
+def unwrapped(model):
+    return model.module if hasattr(model, "module") else model
+
+
+def write_text(path, text):
+    """Write to a temporary name and rename: a reader finds the old file or the new one, whole."""
+    with open(f"{path}.tmp", "w", newline="", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(f"{path}.tmp", path)
+
+
+def as_csv(columns, rows):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({n: round(v, 5) if isinstance(v, float) and n != "lr" else v for n, v in row.items()}
+                     for row in rows)  # fmt: skip
+    return text.getvalue()
+
+
+def versions():
+    python = sys.version.split()[0]
+    return {"python": python, "torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}

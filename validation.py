@@ -1,0 +1,95 @@
+"""Validation: what is measured after each epoch of pre-training, and the score by which best.pt is chosen.
+
+    labelled test sets, by zero-shot -> columns of the log, and nothing else
+    held-out part of the training set -> a column and the score
+
+Left to others: prompts and recall (zeroshot.py), metrics and neighbours (evaluate.py).
+"""
+
+import numpy as np
+import torch
+
+import data
+import evaluate
+import ranks
+import sets
+import zeroshot
+from losses import info_nce
+
+
+class Validation:
+    """After each epoch: labelled test sets by zero-shot, for the log only; and a score on the held-out part
+    of the training set, by which best.pt is chosen: zero-shot accuracy where it has classes, recall at 1
+    where it has captions, k nearest neighbours without language.
+    """
+
+    def __init__(self, settings, model, device, kept, held):
+        self.settings, self.model, self.device, self.held = settings, model, device, held
+        self.tests, self.kept = {}, kept
+        if model.text is not None:
+            self.columns = ["val_top1"] if held.classes else ["val_loss", "val_r1"]
+            for name in self.test_names():
+                self.tests[f"zeroshot_{name}"] = sets.open_source(name, settings.root, "test")
+        else:
+            if settings.data == "scenes":  # captions, but labelled as well
+                kinds = sets.open_source("scenes-kind", settings.root, "train")
+                parts = data.holdout(len(kinds), settings.seed)
+                self.kept, self.held = (data.subset(kinds, part) for part in parts)
+            self.columns = ["knn_top1"] if self.held.classes else []
+        self.columns += self.tests
+
+    def test_names(self):
+        """What --zeroshot names, or where nothing was typed what is there."""
+        settings = self.settings
+        if settings.zeroshot is not None:
+            return [name for name in settings.zeroshot.split(",") if name not in ("", "none")]
+        if self.held.classes or settings.data.startswith("scenes"):
+            name = "scenes" if settings.data.startswith("scenes-") else settings.data
+        else:
+            name = "imagenet"
+        if sets.found(name, settings.root):
+            return [name]
+        ranks.warn(f"no zero-shot column in the log: {sets.how_to_get(name, settings.root)}")
+        return []
+
+    def __call__(self):
+        model, device, workers = self.model, self.device, self.settings.workers
+        training, columns, score = model.training, {}, None
+        model.eval()
+        for column, source in self.tests.items():
+            columns[column] = zeroshot.evaluate(model, source, device, workers=workers)["top1"]
+        if "val_top1" in self.columns and len(self.held):
+            score = columns["val_top1"] = zeroshot.evaluate(model, self.held, device, workers=workers)["top1"]
+        elif "val_r1" in self.columns and len(self.held) > 1:
+            images, texts, owner = zeroshot.embed_pairs(model, self.held, device, workers)
+            found = zeroshot.recall(images, texts, owner, ks=(1,))
+            score = columns["val_r1"] = sum(values[1] for values in found.values()) / 2
+            columns["val_loss"] = held_loss(images, texts, owner, model.logit_scale.exp())
+        elif "knn_top1" in self.columns and len(self.held):
+            score = columns["knn_top1"] = self.neighbours(workers)
+        model.train(training)
+        return columns, score
+
+    def neighbours(self, workers):
+        """k-NN accuracy of the held-out part, at most 2,000 images, among at most 5,000 others."""
+        parts = []
+        for source, most in ((self.kept, 5000), (self.held, 2000)):
+            source = data.subset(source, data.permutation(len(source), 0, 0)[:most])
+            size = self.model.config.image_size
+            parts += evaluate.apply_to_set(source, size, self.device, self.model.visual, workers=workers)[:2]
+        return evaluate.knn(*parts, classes=len(self.held.classes))
+
+
+def held_loss(images, texts, owner, scale, batch=256):
+    """InfoNCE of held-out pairs, an image with its first caption, in batches of at most 256."""
+    first = torch.searchsorted(owner.cpu(), torch.arange(len(images))).to(texts.device)
+    parts = torch.arange(len(images), device=images.device).split(batch)
+    parts = [part for part in parts if len(part) > 1]
+    losses = [info_nce(images[part], texts[first[part]], scale)[0].item() for part in parts]
+    return sum(losses) / max(1, len(losses))
+
+
+def class_floor(batch, classes):
+    """The least InfoNCE, in nats, where captions tell the class alone: E log of a row's equals in a batch."""
+    counts = np.random.default_rng(0).multinomial(batch, [1 / classes] * classes, size=20)  # [20, K]
+    return float((counts * np.log(np.maximum(counts, 1))).sum(1).mean() / batch)
