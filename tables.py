@@ -1,324 +1,219 @@
-"""The paper's comparisons in miniature: trains what a table compares, tests it three ways, prints the table.
+"""The paper's comparisons in miniature: train the rows of a table, test each three ways, print the table.
 
-    python tables.py main                                 # CLIP, a control, SimCLR, SLIP on the scenes
-    python tables.py ssl-frameworks --data fashionmnist --jobs 2
-    python tables.py augmentation --data fashionmnist --with="--max-steps 1200" --rows CLIP SLIP
-    python tables.py main --full                          # the commands of the real thing, to copy
+    python tables.py main                                 # CLIP, two controls, SimCLR and SLIP on the scenes
+    python tables.py ssl-frameworks --data fashionmnist --jobs 2 --seeds 5
+    python tables.py augmentation --with="--max-steps 600" --rows CLIP SLIP
+    python tables.py main --full                          # the commands at the paper's scale, to copy
 
-Paper: section 4 (main, datasets) and the ablations of section 5. Every row is trained for the same number of
-steps. A run is a folder of runs/tables/DATA/, shared by all tables; what is done is not done again.
+Paper: zero-shot transfer, linear classification, fine-tuning, the ablations. A row is flags of train.py
+(tables.json); a run, a row with a seed, is a folder runs/tables/DATA/ROW-SEED that all tables share.
 """
 
 import argparse
-import csv
+import itertools
 import json
+import math
 import os
 import re
 import signal
 import statistics
 import subprocess
 import sys
-import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from pathlib import Path
 
-import loop
-import ranks
+import console
+import device
+import flags
+import run
+import sets
 import slip
 
-RUNS = {  # row of a table: flags of train.py
-    "CLIP": "--method clip",
-    "CLIP + SimCLR's augmentation": "--method clip --clip-aug simclr",
-    "CLIP, two views": "--method clip --clip-views 2",
-    "CLIP + SimCLR's augmentation, two views": "--method clip --clip-aug simclr --clip-views 2",
-    "SimCLR": "--method simclr",
-    "SLIP": "--method slip",
-    "SLIP (MoCo v3)": "--method slip-mocov3",
-    "SLIP (BYOL)": "--method slip-byol",
-    "SLIP (BEiT)": "--method slip-beit",
-    "SLIP-decoupled": "--method slip --ssl-data {data}",
-    "SLIP, scale 0.3": "--method slip --ssl-scale 0.3",
-    "SLIP, scale 2": "--method slip --ssl-scale 2",
-}
-AUGMENTED = ["CLIP + SimCLR's augmentation", "CLIP, two views", "CLIP + SimCLR's augmentation, two views"]
-PARTNERS = ["SLIP", "SLIP (MoCo v3)", "SLIP (BYOL)", "SLIP (BEiT)"]
-TABLES = {  # name: its rows
-    "main": ["CLIP", AUGMENTED[0], "SimCLR", "SLIP"],
-    "ssl-frameworks": ["CLIP", *PARTNERS],
-    "augmentation": ["CLIP", *AUGMENTED, "SLIP"],
-    "decoupled": ["CLIP", "SLIP", "SLIP-decoupled"],
-    "scale": ["CLIP", "SLIP, scale 0.3", "SLIP", "SLIP, scale 2"],
-    "datasets": ["CLIP", "SLIP"],
-}
-PAPER = {  # ImageNet, ViT-B/16: zero-shot, linear, fine-tuned; the ablations' figures could not be verified
-    "main": {
-        "CLIP, YFCC15M, 25 epochs": ("37.6", "66.5", "80.5"),
-        "SimCLR": ("-", "64.0", "82.5"),
-        "SLIP": ("42.8", "72.1", "82.6"),
-    },
-    "datasets": {
-        "CLIP, CC3M, 40 epochs": ("17.1", "53.3", "79.5"),
-        "SLIP, CC3M": ("23.0", "65.4", "81.4"),
-        "CLIP, CC12M, 35 epochs": ("36.5", "69.0", "82.1"),
-        "SLIP, CC12M": ("40.7", "73.7", "83.1"),
-        "CLIP, YFCC15M, 25 epochs": ("37.6", "66.5", "80.5"),
-        "SLIP, YFCC15M": ("42.8", "72.1", "82.6"),
-    },
-}
+SPEC = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+ROWS, TABLES = SPEC["rows"], SPEC["tables"]
+FINETUNE_STEPS = 600  # enough to pass the linear probe
+WORDS = {"zeroshot": "zero-shot", "linear": "linear", "finetune": "fine-tuned"}
+STARTED = []  # processes, which are stopped with this one
 
 
-@dataclass(frozen=True)
-class Miniature:
-    """A set to compare on: flags of train.py, and the sets of the three test tasks."""
-
-    flags: str
-    zeroshot: tuple
-    linear: tuple
-    finetune: str
+def slug(words):
+    return re.sub("[^a-z0-9.]+", "-", words.lower()).strip("-")
 
 
-MINIATURES = {
-    "scenes": Miniature("", ("scenes", "scenes-heldout"), ("scenes", "scenes-texture"), "scenes"),
-    "fashionmnist": Miniature(
-        "--captions 1000 --max-steps 600", ("fashionmnist",), ("fashionmnist",), "fashionmnist"
-    ),
-}
-# Any other labelled set: small pictures, a small tower, the settings of the sets above.
-OTHER = (
-    "--model vit_tiny --image-size 32 --vocab train --batch-size 64 --lr 1e-3 --wd 0.1 --strong-crop 0.3 "
-    "--max-steps 400"
-)
-FINETUNE_STEPS = 300  # a third of an epoch of Fashion-MNIST
-# Labelled pictures for the linear probe, at most: the features of all take longer than training.
-PROBE = 10_000
+def train_args(words):
+    return flags.arguments("").parse_args(words)  # an unknown flag ends the command with code 2
 
 
-def miniature(data):
-    return MINIATURES.get(data) or Miniature(OTHER, (data,), (data,), data)
+def plan(data, row, seed, more=""):
+    """-> (folder of a run, words of train.py's command line). The flags `more` have a folder of their own."""
+    common = f"--data {data} {SPEC['flags'].get(data, '--max-steps 400')} {more}"
+    steps = round(train_args(common.split()).max_steps * SPEC["lengths"].get(row, 1))
+    words = f"{common} {ROWS[row].format(data=data)} --max-steps {steps} --seed {seed}".split()
+    return os.path.join("runs", "tables", slug(f"{data} {more}"), f"{slug(row)}-{seed}"), words
 
 
-def slug(row):
-    return re.sub("[^a-z0-9.]+", "-", row.lower()).strip("-")
-
-
-def folder(data, row, seed, flags=""):
-    """Flags typed by --with have a folder of their own."""
-    return os.path.join("runs", "tables", "-".join(filter(None, [data, slug(flags)])), f"{slug(row)}-{seed}")
-
-
-def settings(data, row, seed, flags=""):
-    """What makes a result: train.py's flags, in which the last word counts, and what the tests take."""
-    line = f"--data {data} {miniature(data).flags} {flags} {RUNS[row].format(data=data)} --seed {seed}"
-    return " ".join(line.split()), f"fine-tuned for {FINETUNE_STEPS} steps, linear on {PROBE} pictures"
+def columns(name, data, root="data"):
+    """-> [(task, set)] that a table shows; of `transfer` the labelled sets under `root` and their average."""
+    zeroshot, linear = SPEC["tests"].get(data, ([data], [data]))
+    if name == "transfer":
+        found = [other for other in sets.names(root) if sets.found(other, root)]
+        return [("zeroshot", test) for test in dict.fromkeys([*zeroshot, *found, "average"])]
+    tests = [("linear", test) for test in linear] + [("finetune", data)]
+    return tests if name == "uncurated" else [("zeroshot", test) for test in zeroshot] + tests
 
 
 def results(out):
-    path = os.path.join(out, "results.json")
-    if not os.path.exists(path):
-        return {}
-    with open(path) as file:
-        return json.load(file)
+    """A run folder -> {(task, set): per cent} of the last checkpoint, and zero-shot's average."""
+    path = Path(out) / "results.json"
+    tasks = json.loads(path.read_text(encoding="utf-8")).get(run.CHECKPOINT, {}) if path.exists() else {}
+    found = {(task, test): tasks[task][test][sets.metric(test)] for task in tasks for test in tasks[task]}
+    if "zeroshot" in tasks:
+        found["zeroshot", "average"] = statistics.mean(found["zeroshot", test] for test in tasks["zeroshot"])
+    return found
 
 
-# Processes that are stopped with this one (the same line, typed again, would meet them), and that it is so.
-RUNNING, STOPPED = set(), threading.Event()
+def missing(out, words, wanted):
+    """-> those of the wanted [(task, set)] that a run lacks; without language it lacks no zero-shot."""
+    language = slip.METHODS[train_args(words).method][0]
+    return [test for test in wanted if test not in results(out) and (language or test[0] != "zeroshot")]
 
 
-def train(data, row, seed, args):
-    """One row, one seed: trained and tested in processes of their own, so that runs side by side do not share
-    threads; what is done already is left out. Returns {column: per cent}, without what has failed.
-    """
-    out, mini = folder(data, row, seed, args.flags), miniature(data)
-    made_by = settings(data, row, seed, args.flags)
+def make(out, words, wanted, args):
+    """Train and test a run, but for what is there. Raises ValueError with one sentence."""
     os.makedirs(out, exist_ok=True)
-    env = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.jobs))}
-    common = ["--root", args.root, "--workers", "0"]
-
-    def run(*flags):
-        with open(os.path.join(out, "screen.txt"), "a") as screen:
-            command = [sys.executable, *flags, *common]
-            process = subprocess.Popen(command, env=env, stdout=screen, stderr=screen)
-        RUNNING.add(process)
-        if STOPPED.is_set():  # meanwhile
-            process.terminate()
-        code = process.wait()
-        RUNNING.discard(process)
-        if code or STOPPED.is_set():
-            raise subprocess.CalledProcessError(code, command)
-
-    checkpoint, tuned = os.path.join(out, "checkpoint.pt"), os.path.join(out, "finetune")
-    done = results(out)
-    if done:
-        return done
+    lock, common = os.path.join(out, "lock"), ["--root", args.root]
+    common += ["--device", args.device] if args.device else []
     try:
-        loop.write_text(os.path.join(out, "settings.txt"), "; ".join(made_by) + "\n")
-        run("train.py", *made_by[0].split(), "--out", out)
-        flags = f"--data {mini.finetune} --max-steps {FINETUNE_STEPS} --seed {seed}".split()
-        run("finetune.py", "--checkpoint", checkpoint, *flags, "--out", tuned)
-        run("tables.py", "main", "--data", data, "--measure", out)
-        print(f"done: {row} on {data}, seed {seed}", flush=True)
-    except subprocess.CalledProcessError as error:
-        word = "stopped" if STOPPED.is_set() else "failed"
-        with open(os.path.join(out, "screen.txt"), errors="replace") as screen:
-            last = screen.read().strip().rpartition("\n")[2]
-        print(f"{word}: {error.cmd[1]} for {row} on {data}, seed {seed}: {last} ({screen.name})", flush=True)
-    return results(out)
+        open(lock, "x").close()
+    except FileExistsError:
+        since = time.ctime(os.path.getmtime(lock))
+        raise ValueError(f"another table makes it since {since}; if none does, delete {lock}") from None
+    try:
+        print(f"{out}: starts", flush=True)
+        call(["train.py", *words, "--out", out, *common], out, args.jobs)  # resumed, or done at once
+        for task, test in wanted:
+            command = [f"{task}.py", "--checkpoint", out, "--data", test, *common]
+            if task == "finetune":
+                command += ["--max-steps", str(FINETUNE_STEPS), "--out", os.path.join(out, task), *words[-2:]]
+            if missing(out, words, [(task, test)]):
+                call(command, out, args.jobs)
+    finally:
+        os.remove(lock)
 
 
-def measure(name, out, root):
-    """Zero-shot and linear accuracy of a run's last checkpoint, with what fine-tuning's log says, in
-    results.json.
-    """
-    import data
-    import linear
-    import sets
-    import zeroshot
-
-    device, mini = ranks.start(), miniature(name)
-    model = slip.load(os.path.join(out, "checkpoint.pt")).to(device)
-    found = {}
-    for task in mini.zeroshot if model.text is not None else []:
-        source = sets.open_source(task, root, "test")
-        found[f"zero-shot {task}"] = zeroshot.evaluate(model, source, device)["top1"]
-    for task in mini.linear:
-        train, test = sets.labelled(task, root)
-        train = data.part(train, data.permutation(len(train), 0, 0)[:PROBE])
-        found[f"linear {task}"] = linear.evaluate(model, train, test, device)[0]["top1"]
-    with open(os.path.join(out, "finetune", "log.csv")) as file:
-        found[f"fine-tuned {mini.finetune}"] = float(list(csv.DictReader(file))[-1]["top1"])
-    loop.write_text(os.path.join(out, "results.json"), json.dumps(found))
+def call(words, out, jobs):
+    """One command to its end, its output in OUT/screen.txt; ValueError with its last line if it fails."""
+    path = os.path.join(out, "screen.txt")
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, device.cpus() // jobs))}
+    with open(path, "a+", encoding="utf-8", errors="replace") as screen:
+        process = subprocess.Popen([sys.executable, *words], stdout=screen, stderr=screen, env=environment)
+        STARTED.append(process)
+        if process.wait():
+            screen.seek(0)
+            raise ValueError(f"{words[0]} failed: {screen.read().strip().splitlines()[-1:]} ({path})")
 
 
-def show(name, data, found):
-    """The table in Markdown: mean and standard deviation over the seeds, per cent."""
-    mini = miniature(data)
-    columns = [f"zero-shot {task}" for task in mini.zeroshot] + [f"linear {task}" for task in mini.linear]
-    columns.append(f"fine-tuned {mini.finetune}")
-    print(f"\n| {name} | " + " | ".join(columns) + " |\n|" + " --- |" * (len(columns) + 1))
-    for row, runs in found.items():
-        cells = []
-        for column in columns:
-            values = [result[column] for result in runs if column in result]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            few = f" (n = {len(values)})" if len(values) < len(runs) else ""
-            cells.append(f"{statistics.mean(values):.1f}{spread}{few}" if values else "-")
-        print(f"| {row} | " + " | ".join(cells) + " |")
+def mean_and_deviation(values):
+    """Per cent of n seeds -> "82.1 ± 0.5 (3)": mean, standard deviation, n."""
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation} ({len(values)})" if values else "-"
 
 
-def show_paper(name):
-    print("\n| the paper, ImageNet, ViT-B/16 | zero-shot | linear | fine-tuned |\n|" + " --- |" * 4)
-    for row, figures in PAPER[name].items():
-        print(f"| {row} | " + " | ".join(figures) + " |")
+def difference(ours, theirs):
+    """Two samples -> "+25.1 ± 1.2": difference of the means, its standard error (from two values each)."""
+    if not ours or not theirs:
+        return "-"
+    delta = f"{statistics.mean(ours) - statistics.mean(theirs):+.1f}"
+    if min(len(ours), len(theirs)) < 2:
+        return delta
+    return f"{delta} ± {math.sqrt(sum(statistics.variance(x) / len(x) for x in (ours, theirs))):.1f}"
+
+
+def table(name, data, wanted, found):
+    """The table and its differences in Markdown. `found`: {row: [{(task, set): per cent} of each seed]}."""
+    samples = {row: [[seed[t] for seed in found[row] if t in seed] for t in wanted] for row in found}
+    pairs = [("SLIP", row) for row in found if row != "SLIP"]
+    if "SLIP" not in found:
+        pairs = [p for p in zip(TABLES[name][1::2], TABLES[name][::2]) if found.keys() >= set(p)]
+    rows = [[f"{name}, {data}: mean ± deviation (n)", *(f"{WORDS[task]} {test}" for task, test in wanted)]]
+    rows += [["---"] * len(rows[0])]
+    rows += [[row, *map(mean_and_deviation, samples[row])] for row in found]
+    rows += [["**difference ± standard error**", *[""] * len(wanted)]]
+    rows += [[f"{a} - {b}", *map(difference, samples[a], samples[b])] for a, b in pairs]
+    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
+    if name == "transfer" and pairs:
+        wins = [cell[0] == "+" for cell in rows[-1][1:-1] if cell != "-"]
+        lines.append(f"\nSLIP wins on {sum(wins)} of {len(wins)} sets.")
+    return "\n".join(lines)
 
 
 def full(name):
-    """The commands of a table at the paper's scale, for eight GPUs; of main also every size and schedule."""
-    sizes = ["vit_s16", "vit_b16", "vit_l16"] if name == "main" else ["vit_b16"]
-    longer = [(row, length) for row in ("CLIP", "SLIP") for length in (50, 100)] if name == "main" else []
-    for data in ["cc3m", "cc12m", "yfcc15m"] if name == "datasets" else ["yfcc15m"]:
-        epochs = {"cc3m": 40, "cc12m": 35}.get(data, 25)
-        for size in sizes:
-            for row, length in [*((row, epochs) for row in TABLES[name]), *longer]:
-                out = f"runs/full/{data}-{size}-{slug(row)}-{length}"
-                what = f"--data {data} --model {size} {RUNS[row].format(data=data)} --epochs {length}"
-                what += " --visual-tokenizer DALLE.pt" if row == "SLIP (BEiT)" else ""
-                print(f"torchrun --nproc_per_node=8 train.py {what} --out {out}")
-    print("# and for each of them, OUT its folder (zeroshot.py not for SimCLR):")
-    for test in ("zeroshot.py", "linear.py --recipe sgd", "finetune.py"):
-        print(f"torchrun --nproc_per_node=8 {test} --checkpoint OUT/checkpoint.pt --data imagenet")
+    """The commands of a table at the paper's scale, for eight GPUs, as text."""
+    scale = dict(data=["yfcc15m"], models=["vit_b16"], rows=TABLES[name], lengths=[1])
+    start, lines, tests = "torchrun --nproc_per_node=8", [], "all" if name == "transfer" else "imagenet"
+    for data, model, row, length in itertools.product(*(scale | SPEC["full"].get(name, {})).values()):
+        epochs = round(SPEC["epochs"][data] * length * SPEC["lengths"].get(row, 1))
+        words = f"--data {data} --model {model} {ROWS[row].format(data=data)} --epochs {epochs}"
+        lines.append(f"{start} train.py {words} --out runs/full/{data}-{model}-{slug(row)}-{epochs}")
+    lines.append("# and for each of them, OUT its folder (zeroshot.py not for a method without language):")
+    for test in (f"zeroshot.py --data {tests}", "linear.py --recipe sgd --data imagenet", "finetune.py"):
+        lines.append(f"{start} {test} --checkpoint OUT")
+    return "\n".join(lines)
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        description="Train and test what a table of the paper compares, in miniature.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="rows:\n" + "\n".join(f"  {name}: {'; '.join(rows)}" for name, rows in TABLES.items()),
-    )
-    parser.add_argument("name", choices=TABLES, help="which table")
-    parser.add_argument(
-        "--data",
-        help="labelled sets to compare on, by commas (default: scenes; of datasets: scenes,fashionmnist)",
-    )
-    parser.add_argument(
-        "--rows", nargs="+", choices=RUNS, metavar="ROW", help="these rows only (default: the table's)"
-    )
-    parser.add_argument(
-        "--with",
-        dest="flags",
-        default="",
-        metavar="FLAGS",
-        help='more flags of train.py for every row, as in --with="--max-steps 1200"; a folder of their own',
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each row (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
-    parser.add_argument("--root", default="data", help="folder that holds the sets (default: %(default)s)")
-    parser.add_argument("--full", action="store_true", help="print the commands of the paper's scale instead")
-    parser.add_argument("--workers", help=argparse.SUPPRESS)
-    parser.add_argument("--measure", metavar="OUT", help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(description="Train and test what a table of the paper compares.")
+    add = parser.add_argument
+    add("name", choices=TABLES, help="which table")
+    add("--data", default="scenes", help="labelled sets to compare on, by commas (default: %(default)s)")
+    add("--rows", nargs="+", choices=ROWS, metavar="ROW", help="these rows only (default: the table's)")
+    add("--with", dest="more", default="", metavar="FLAGS", help="more flags of train.py for every row")
+    add("--seeds", type=console.positive_int, default=3, help="runs of each row (default: %(default)s)")
+    add("--jobs", type=console.positive_int, default=1, help="runs side by side (default: %(default)s)")
+    add("--root", default="data", help="folder that holds the sets (default: %(default)s)")
+    add("--device", help="as in train.py (default: the best at hand)")
+    add("--full", action="store_true", help="print the commands at the paper's scale instead")
     return parser
 
 
 def main(argv=None):
-    parser = arguments()
-    args = parser.parse_args(argv)
+    args = arguments().parse_args(argv)
     if args.full:
-        return full(args.name)
-    if args.seeds < 1 or args.jobs < 1:
-        parser.error(f"found --seeds {args.seeds} --jobs {args.jobs}, expected 1 or more")
-    if args.measure:
-        return measure(args.data, args.measure, args.root)
-    names = args.data or ("scenes,fashionmnist" if args.name == "datasets" else "scenes")
-    names, rows = list(dict.fromkeys(names.split(","))), args.rows or TABLES[args.name]
-    wanted = [(data, row, seed) for seed in range(args.seeds) for data in names for row in rows]
-    try:
-        few = [data for data in names if "--captions" in miniature(data).flags]
-        if args.name == "decoupled" and few and "--captions" not in args.flags:
-            raise ValueError(
-                f"{few[0]} has few captions here, so SLIP is decoupled already: type another --data, or give "
-                'all pictures a caption, --with="--captions 0"'
-            )
-        check(names, args.root)
-        for run in wanted:
-            check_settings(folder(*run, args.flags), "; ".join(settings(*run, args.flags)))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+        print(full(args.name))
+        return 0
+    names, rows, seeds = args.data.split(","), args.rows or TABLES[args.name], range(args.seeds)
+    wanted = {data: columns(args.name, data, args.root) for data in names}
+    plans = {key: plan(*key, args.more) for key in itertools.product(names, rows, seeds)}
+    todo = [key for key in plans if missing(*plans[key], wanted[key[0]])]
+    todo.sort(key=lambda key: key[2])  # every row of a seed before the next seed
+    ended, start = [], time.monotonic()
+
+    def work(key):
+        sentence = "ends"
+        try:
+            make(*plans[key], wanted[key[0]], args)
+        except ValueError as error:
+            sentence = error
+        ended.append(key)
+        left = (time.monotonic() - start) / len(ended) * (len(todo) - len(ended)) / 60
+        print(f"{plans[key][0]}: {sentence}; about {left:.0f} minutes left for the table", flush=True)
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    pool = ThreadPoolExecutor(args.jobs)
-    try:
-        done = dict(zip(wanted, pool.map(lambda run: train(*run, args), wanted), strict=True))
-    except KeyboardInterrupt:
-        STOPPED.set()
-        for process in list(RUNNING):
-            process.terminate()
-        pool.shutdown(cancel_futures=True)
-        print("stopped, saved: the same line goes on from here")
-        return 143
+    with ThreadPoolExecutor(args.jobs) as pool:
+        try:
+            list(pool.map(work, todo))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in STARTED:
+                process.terminate()
+            print("stopped; what was trained is kept, and the same line goes on")
+            return 143
     for data in names:
-        show(args.name, data, {row: [done[data, row, seed] for seed in range(args.seeds)] for row in rows})
-    if args.name in PAPER:
-        show_paper(args.name)
-    return 0 if all(done.values()) else 1
-
-
-def check(names, root):
-    """Every set is there, before hours are spent on another."""
-    import sets
-
-    for data in names:
-        for task in miniature(data).zeroshot:
-            sets.open_source(task, root, "test")
-        for task in (*miniature(data).linear, miniature(data).finetune):
-            sets.labelled(task, root)
-
-
-def check_settings(out, expected):
-    """A folder is of the settings that are asked for: no table mixes two."""
-    path = os.path.join(out, "settings.txt")
-    if os.path.exists(path):
-        with open(path) as file:
-            found = file.read().strip()
-        if found != expected:
-            raise ValueError(f"{out} was made by {found!r}, expected {expected!r}: move that folder away")
+        found = {row: [results(plans[data, row, seed][0]) for seed in seeds] for row in rows}
+        print("", table(args.name, data, wanted[data], found), sep="\n")
+    print("", *(SPEC["paper"] if args.name in ("main", "datasets") else []), sep="\n")
+    return 1 if any(missing(*plans[key], wanted[key[0]]) for key in todo) else 0
 
 
 if __name__ == "__main__":
