@@ -31,6 +31,11 @@ FREE = {
     "compile",
     "tensorboard",
 }
+DATA = """scenes (built in); imagenet or another set of python zeroshot.py --list; coco, cc3m, cc12m, redcaps,
+yfcc15m; a table FILE.tsv, .csv or .jsonl of path and caption; shards 'DIR/{00000..00331}.tar'; or a folder
+under --root with train/<class name>/, or with x.jpg and x.txt (default: %(default)s)"""
+TESTS = """labelled test sets to measure after each epoch, with commas between, or none (default: the set itself
+where it has classes, else imagenet if it is there)"""
 
 
 def arguments(examples):
@@ -41,9 +46,8 @@ def arguments(examples):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=examples,
     )
-    number, count, natural, share = (
-        console.positive_float, console.positive_int, console.natural, console.share
-    )  # fmt: skip
+    count, natural, share = console.positive_int, console.natural, console.share
+    number, not_negative = console.positive_float, console.not_negative
     add = parser.add_argument_group("what is trained").add_argument
     add("--method", default="slip", choices=slip.METHODS, help="the objective (default: %(default)s)")
     add("--model", choices=SIZES, help="image tower (default: the recipe's)")
@@ -51,43 +55,35 @@ def arguments(examples):
     add("--patch", type=count, help="side of a patch, pixels (default: the model's)")
     add("--vocab", help="train: merges learned on the captions; clip: CLIP's; or CLIP's file")
     add("--init", metavar="FILE", help="start from the weights of a checkpoint, ours or published")
-    add("--ssl-scale", type=console.not_negative, help="weight of the self-supervised loss (the paper: 1)")
+    add("--ssl-scale", type=not_negative, help="weight of the self-supervised loss (the paper: 1)")
     add("--ssl-temp", type=number, help="temperature of its softmax (SimCLR: 0.1, MoCo v3: 0.2)")
     add = parser.add_argument_group("on what").add_argument
-    add("--data", default="scenes", help="scenes (built in); imagenet or another set of python zeroshot.py "
-        "--list; coco, cc3m, cc12m, redcaps, yfcc15m; a table FILE.tsv, .csv or .jsonl of path and caption; "
-        "shards 'DIR/{00000..00331}.tar'; or a folder under --root with train/<class name>/, or with x.jpg and "
-        "x.txt (default: %(default)s)")  # fmt: skip
+    add("--data", default="scenes", help=DATA)
     add("--root", default="data", help="folder that holds the sets (default: %(default)s)")
     add("--captions", type=natural, metavar="N", help="captions for N images only (0: for all)")
-    add("--mask-same-class", action=argparse.BooleanOptionalAction, help="class names as captions: images of "
-        "one class are no negatives of each other")  # fmt: skip
+    same = "class names as captions: images of one class are no negatives of each other"
+    add("--mask-same-class", action=argparse.BooleanOptionalAction, help=same)
     add("--clip-aug", choices=["light", "simclr"], default="light", help="the language loss's view")
     add("--clip-views", type=int, choices=[1, 2], default=1, help="views in the language loss (default: 1)")
     add("--ssl-data", metavar="NAME", help="draw the self-supervised images from this set (SLIP-decoupled)")
     add("--light-crop", type=share, help="smallest share of the image in a light crop (the paper: 0.5)")
     add("--strong-crop", type=share, help="the same in a strong view (the paper: 0.08)")
     add = parser.add_argument_group("how").add_argument
-    add("--recipe", choices=["paper", "small"], help="where the other defaults come from (default: small for "
-        f"sets of fewer than {recipe.SMALL_SET:,} images)")  # fmt: skip
+    small = f"defaults of the other flags (default: small for sets of fewer than {recipe.SMALL_SET:,} images)"
+    add("--recipe", choices=["paper", "small"], help=small)
     add("--epochs", type=count, help="passes over the images")
     add("--max-steps", type=count, help="end, and the cosine with it, after so many steps")
     add("--batch-size", type=count, help="images in a step, over all ranks")
-    add(
-        "--micro-batch",
-        type=count,
-        help="rows that go through the towers at once; same gradient, less memory",
-    )
+    add("--micro-batch", type=count, help="rows that go through the towers at once, with the same gradient")
     add("--lr", type=number, help="peak learning rate")
-    add("--wd", type=console.not_negative, help="weight decay of matrices")
-    add("--warmup-epochs", type=console.not_negative, help="epochs of linear warm-up (the paper: 1)")
+    add("--wd", type=not_negative, help="weight decay of matrices")
+    add("--warmup-epochs", type=not_negative, help="epochs of linear warm-up (the paper: 1)")
     add("--clip-grad", type=number, help="largest norm of the gradient (default, and the paper: no limit)")
     add("--overfit", action="store_true", help="one batch again and again: does anything learn?")
     add("--seed", type=natural, default=0, help="of everything random (default: %(default)s)")
     add = parser.add_argument_group("where").add_argument
     add("--out", help="run folder: checkpoint.pt, best.pt, log.csv (default: runs/DATA-METHOD)")
-    add("--zeroshot", metavar="NAMES", help="labelled test sets to measure after each epoch, with commas "
-        "between, or none (default: the set itself where it has classes, else imagenet if it is there)")  # fmt: skip
+    add("--zeroshot", metavar="NAMES", help=TESTS)
     add("--save-every", type=count, metavar="STEPS", help="checkpoints within an epoch as well")
     add("--workers", type=natural, help="processes that decode (small sets: 0)")
     add("--device", help="cpu, cuda, cuda:N, xpu or mps (default: the best there is)")
