@@ -1,28 +1,30 @@
-"""Data: where pictures with captions or labels come from, in which order, and what is done about bad ones.
+"""Data: images with captions or labels, in which order they come, and what is done about bad ones.
 
-Paper: section 4.1 (YFCC15M, CC3M, CC12M). A class-labelled set is captioned here by drawing a template.
+Paper: the pre-training data and the views in "implementation details". Class names are captioned here by
+drawing a template, the counterpart in training of the prompts in "zero-shot transfer".
 
-    Source: source[i] -> (PIL picture, label or caption)                   (sets.py opens one by its name)
     Views(...)[(epoch, index), (epoch, index)] -> uint8 crops [3, S, S], parameters of strong views, caption
+    loader(...) -> batches: crops [b, 3, S, S], tokens [b, L]
 
 A sample is a pure function of (seed, epoch, index): workers, ranks and restarts change nothing. The host
-decodes and crops; `device_views` does the arithmetic on the batch. Not here: colour maths (augment.py),
-class names and prompts (tasks.py).
+decodes and crops. Not here: files and sets (images.py), colours (augment.py), names and prompts (sets.py).
 """
 
 import functools
-from dataclasses import dataclass
+import os
+import shutil
+import signal
+import warnings
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 import augment
-import tasks
+from images import Arrays, Files, Source, Strings, is_image, is_shortage, read_image, subset  # noqa: F401
 
-BAD_SHARE = 0.05  # more unreadable pictures than this is an error
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+BAD_SHARE = 0.05  # a run in which more images than this cannot be decoded is stopped
 PAIRS = {  # self-supervised partner -> its strong views
     "simclr": (augment.SIMCLR, augment.SIMCLR),
     "mocov3": (augment.MOCOV3_1, augment.MOCOV3_2),
@@ -31,216 +33,128 @@ PAIRS = {  # self-supervised partner -> its strong views
 }
 
 
-@dataclass
-class Source:
-    """A set: items[i] -> (PIL RGB picture, label), or (picture, caption or list of captions) where
-    `classes` is None.
-    """
-
-    name: str
-    items: Dataset
-    classes: list | None = None  # class names; an entry may be a list of names
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
-
-    def label(self, index):
-        """The label alone, without decoding where the items know a way."""
-        return self.items.label(index) if hasattr(self.items, "label") else self.items[index][1]
-
-    def where(self, index):
-        """What to call an item in a list of bad ones."""
-        return self.items.where(index) if hasattr(self.items, "where") else f"{self.name} number {index}"
-
-
-def read_picture(file):
-    """Any readable picture -> RGB: turned as its EXIF says, transparent parts on white, 16 bits to 8, the
-    first frame.
-    """
-    with Image.open(file) as picture:
-        picture.load()
-        picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture
-    if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits and more: PIL would clip them at 255
-        values = np.asarray(picture, np.float64)
-        return Image.fromarray((values / max(values.max(), 65535) * 255).round().astype(np.uint8)).convert(
-            "RGB"
-        )
-    if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
-
-
-class Strings:
-    """Many strings as two arrays: forked workers share the memory, where Python objects would be copied one
-    by one.
-    """
-
-    def __init__(self, strings):
-        encoded = [string.encode("utf-8", "surrogateescape") for string in strings]
-        self.ends = np.cumsum([0, *map(len, encoded)])
-        self.bytes = np.frombuffer(b"".join(encoded), np.uint8)
-
-    def __len__(self):
-        return len(self.ends) - 1
-
-    def __getitem__(self, index):
-        return (
-            self.bytes[self.ends[index] : self.ends[index + 1]].tobytes().decode("utf-8", "surrogateescape")
-        )
-
-
-class Arrays(Dataset):
-    """Pictures in memory, uint8 [n, H, W, 3] or [n, H, W], with a label or caption each."""
-
-    def __init__(self, images, targets):
-        self.images, self.targets = np.asarray(images), targets
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return Image.fromarray(self.images[index]).convert("RGB"), self.label(index)
-
-    def label(self, index):
-        target = self.targets[index]
-        return target if isinstance(target, str) else int(target)
-
-
-class Files(Dataset):
-    """Pictures in files, with a label or caption each."""
-
-    def __init__(self, paths, targets):
-        self.paths = Strings(paths)
-        self.targets = targets  # targets[i]: a label, a caption or a list of captions
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, index):
-        return read_picture(self.paths[index]), self.label(index)
-
-    def label(self, index):
-        target = self.targets[index]
-        return target if isinstance(target, (str, list)) else int(target)
-
-    def where(self, index):
-        return self.paths[index]
-
-
-class Part(Dataset):
-    """Some of a set's items, by their indices."""
-
-    def __init__(self, source, indices):
-        self.source, self.indices = source, np.asarray(indices)
-
-    def __len__(self):
-        return len(self.indices)
-
-    def __getitem__(self, index):
-        return self.source[int(self.indices[index])]
-
-    def label(self, index):
-        return self.source.label(int(self.indices[index]))
-
-    def where(self, index):
-        return self.source.where(int(self.indices[index]))
-
-
-def part(source, indices):
-    return Source(source.name, Part(source, indices), source.classes)
-
-
-# The order and the samples
-
-
-def order(count, batch, seed, step):
-    """The batch of a step: (epoch, indices [batch]). An epoch is a permutation of the set, its last part
-    dropped.
-    """
-    epoch, position = divmod(step, count // batch)
-    return epoch, permutation(count, seed, epoch)[position * batch : (position + 1) * batch]
+# The order
 
 
 @functools.lru_cache(maxsize=2)
 def permutation(count, seed, epoch):
+    """The order of a set in an epoch, int64 [count]; not to be written to."""
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-class Batches:
-    """A sampler: for each step this rank's keys, ((epoch, index) of the captioned, (epoch, index) of the
-    other picture).
+def holdout(count, seed):
+    """A training set's indices -> (those to train on, 5% but at most 2,000 to choose a checkpoint by)."""
+    shuffled = np.random.default_rng((seed, count, 5)).permutation(count)
+    held = min(2000, count // 20)
+    return np.sort(shuffled[held:]), np.sort(shuffled[:held])
 
-    Where `other_count` is None both are the same picture. `mine` cuts a rank's share from the global batch
-    (ranks.mine).
+
+@dataclass(eq=False)
+class Batches:
+    """A sampler: for each of `steps` this rank's keys, ((epoch, index) of the captioned image, (epoch, index)
+    of the other). An epoch is a permutation of the set without its last incomplete batch.
     """
 
-    def __init__(self, count, other_count, batch, seed, steps, mine):
-        self.count, self.other_count, self.batch, self.seed = count, other_count, batch, seed
-        self.steps, self.mine = steps, mine
+    count: int
+    other_count: int | None  # None: both are the same image
+    batch: int  # of all ranks together
+    seed: int
+    steps: range
+    share: callable  # rows of the global batch -> this rank's (ranks.share)
 
     def __len__(self):
         return len(self.steps)
 
     def __iter__(self):
         for step in self.steps:
-            epoch, indices = order(self.count, self.batch, self.seed, step)
-            keys = [(epoch, int(i)) for i in indices]
-            others = keys
+            keys = others = self.keys(self.count, self.seed, step)
             if self.other_count is not None:
-                epoch, indices = order(self.other_count, self.batch, self.seed + 1, step)
-                others = [(epoch, int(i)) for i in indices]
-            yield self.mine(list(zip(keys, others)))
+                others = self.keys(self.other_count, self.seed + 1, step)
+            yield list(zip(keys, others))
+
+    def keys(self, count, seed, step):
+        epoch, position = divmod(step, count // self.batch)
+        start = position * self.batch
+        indices = self.share(permutation(count, seed, epoch)[start : start + self.batch])
+        return [(epoch, index) for index in indices.tolist()]
 
 
+# The samples
+
+
+class Unreadable(ValueError):
+    """Images that must be decoded and cannot be, in one sentence, though a worker sends it with its traceback."""
+
+    def __init__(self, message):
+        super().__init__(message.strip().splitlines()[-1].removeprefix("data.Unreadable: "))
+
+
+def readable(source, index, rng, skipped):
+    """The item, or, if its image is bad, another one drawn from the sample's own generator."""
+    for _ in range(20):
+        try:
+            return source[index]
+        except Exception as error:  # damaged files break Pillow in every way there is
+            skipped.append("\t".join(fault(source, index, error)))
+            index = int(rng.integers(len(source)))
+    raise Unreadable(
+        f"20 images in a row cannot be read, the last is {skipped[-1]}: is this the right folder?"
+    )
+
+
+def fault(source, index, error):
+    """What is wrong with an item -> (where it is, the reason). A shortage is no fault of an image: raised again."""
+    if is_shortage(error):
+        raise error
+    return source.where(index), f"{type(error).__name__}: {error}".replace("\n", " ")[:200]
+
+
+def fill_template(template, name):
+    """A template with a class name in the place of {}; other braces stand."""
+    return template.replace("{}", name)
+
+
+@dataclass(eq=False)
 class Views(Dataset):
-    """Training samples: a light crop with its caption, and the strong crops of the same or of another
-    picture.
+    """Training samples: a light crop with its caption, and strong crops of the same or of another image."""
 
-    `captioned` and `other` are Sources, `other` None if both losses see the same picture. `clip_strong`: the
-    recipe of a strong view for the language loss (the ablation "CLIP + augmentation"), None for the light
-    crop; `clip_views`: how many of them. `pair`: None without self-supervision. `patch`: side of a patch in
-    pixels, for what hides some.
-    """
-
-    def __init__(
-        self, captioned, other, *, image_size, seed, light_crop, strong_crop, language, pair, patch=None,
-        clip_strong=None, clip_views=1,
-    ):  # fmt: skip
-        self.captioned, self.other = captioned, other
-        self.image_size, self.patch, self.seed = image_size, patch, seed
-        self.light_crop, self.strong_crop = light_crop, strong_crop
-        self.language, self.pair = language, pair
-        self.clip_strong, self.clip_views = clip_strong, clip_views
-        self.templates = tasks.captions(captioned.name)
+    captioned: Source
+    other: Source | None  # of the self-supervised images; None: the captioned ones
+    _: KW_ONLY
+    image_size: int
+    seed: int
+    light_crop: float  # the smallest share of the image in a light crop, 0-1
+    strong_crop: float
+    language: bool  # whether there is a language loss
+    pair: tuple | None  # recipes of the strong views; None: no self-supervision
+    patch: int | None = None  # side in pixels, where patches are hidden
+    clip_strong: augment.Strong | None = None  # recipe of the language loss's view; None: a light crop
+    clip_views: int = 1  # of the language loss
+    templates: list | None = None  # captions of a class name in the place of {}
 
     def __getitem__(self, key):
         (epoch, index), other = key
         sample = {"skipped": []}
         if self.language:
             rng = np.random.default_rng((self.seed, epoch, index))
-            picture, target = readable(self.captioned, index, rng, sample["skipped"])
+            image, target = readable(self.captioned, index, rng, sample["skipped"])
             sample["caption"] = self.caption(target, rng)
+            if self.captioned.classes is not None:
+                sample["classes"] = target
             for name in ("images", "images2")[: self.clip_views]:
-                self.add_view(sample, name, picture, rng, self.clip_strong)
+                self.add_view(sample, name, image, rng, self.clip_strong)
         if self.pair is not None:
-            rng = np.random.default_rng((self.seed, other[0], other[1], 1))
+            rng = np.random.default_rng((self.seed, *other, 1))
             if self.other is not None or not self.language:
-                picture, _ = readable(self.other or self.captioned, other[1], rng, sample["skipped"])
+                image, _ = readable(self.other or self.captioned, other[1], rng, sample["skipped"])
             for name, strong in zip(("view1", "view2"), self.pair):
-                self.add_view(sample, name, picture, rng, strong)
+                self.add_view(sample, name, image, rng, strong)
         return sample
 
-    def add_view(self, sample, name, picture, rng, strong):
+    def add_view(self, sample, name, image, rng, strong):
         smallest = self.light_crop if strong is None else self.strong_crop
-        box = augment.crop_box(rng, *picture.size, (smallest, 1.0))
-        sample[name] = augment.crop(picture, box, self.image_size)  # uint8 [3, S, S]
+        box = augment.crop_box(rng, *image.size, (smallest, 1.0))
+        sample[name] = augment.crop(image, box, self.image_size)  # uint8 [3, S, S]
         if strong is not None:
             sample[f"{name}_params"] = augment.draw(rng, strong)
             if strong.masked:
@@ -248,123 +162,115 @@ class Views(Dataset):
                 sample[f"{name}_mask"] = augment.block_mask(rng, grid, strong.masked)  # [N]
 
     def caption(self, target, rng):
+        """One of the captions or, for a label, one of the templates with one of the class's names."""
+
+        def one_of(options):
+            return options if isinstance(options, str) else options[rng.integers(len(options))]
+
         if self.captioned.classes is None:
-            return target if isinstance(target, str) else target[rng.integers(len(target))]
-        name = self.captioned.classes[target]
-        name = name if isinstance(name, str) else name[rng.integers(len(name))]
-        return self.templates[rng.integers(len(self.templates))].format(name)
+            return one_of(target)
+        name = one_of(self.captioned.classes[target])
+        return fill_template(one_of(self.templates or "{}"), name)
 
 
-def readable(source, index, rng, skipped):
-    """The item, or, if its picture is bad, another one drawn from the sample's own generator."""
-    for _ in range(20):
-        try:
-            return source[index]
-        except Exception as error:  # damaged files break Pillow in every way there is
-            reason = f"{type(error).__name__}: {error}".replace("\n", " ")[:100]
-            skipped.append(f"{source.where(index)}\t{reason}")
-            index = int(rng.integers(len(source)))
-    raise ValueError(
-        f"20 pictures in a row cannot be read, the last is {skipped[-1]}: is this the right folder?"
-    )
-
-
+@dataclass(eq=False)
 class LabelledViews(Dataset):
-    """Training samples of a labelled source: a random crop of at least the share `crop` of the picture,
-    mirrored one time in two, then `transform`; with its label.
+    """Training samples of a labelled source: a random crop, mirrored one time in two, then `transform`."""
 
-    `transform`: uint8 [3, S, S] -> a tensor of that shape, uint8 or normalised float; it may draw from
-    torch's generator, which is set from (seed, epoch, index).
-    """
-
-    def __init__(self, source, image_size, seed, crop, transform=None):
-        self.source, self.image_size, self.seed = source, image_size, seed
-        self.crop, self.transform = crop, transform
-
-    def __len__(self):
-        return len(self.source)
+    source: Source
+    image_size: int
+    seed: int
+    crop: float  # the smallest share of the image, 0-1
+    transform: callable = None  # uint8 [3, S, S] -> such a tensor, or float; draws from torch's generator
 
     def __getitem__(self, key):
         (epoch, index), _ = key
         rng, skipped = np.random.default_rng((self.seed, epoch, index)), []
-        picture, label = readable(self.source, index, rng, skipped)
-        box = augment.crop_box(rng, *picture.size, (self.crop, 1.0))
-        image = augment.crop(picture, box, self.image_size)  # uint8 [3, S, S]
+        image, label = readable(self.source, index, rng, skipped)
+        box = augment.crop_box(rng, *image.size, (self.crop, 1.0))
+        view = augment.crop(image, box, self.image_size)  # uint8 [3, S, S]
         if rng.random() < 0.5:
-            image = image.flip(2)
+            view = view.flip(2)
         if self.transform is not None:
             with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
                 torch.default_generator.manual_seed(int(rng.integers(2**63)))
-                image = self.transform(image)
-        return {"images": image, "labels": label, "skipped": skipped}
+                view = self.transform(view)
+        return {"images": view, "labels": label, "skipped": skipped}
 
 
-def collate(samples):
-    """Samples -> one batch: tensors stacked, strings and names of bad pictures in lists."""
-    batch = {"skipped": [line for sample in samples for line in sample.pop("skipped")]}
-    for name in samples[0]:
-        values = [sample[name] for sample in samples]
-        batch[name] = values if name == "caption" else torch.stack([torch.as_tensor(v) for v in values])
-    return batch
+@dataclass(eq=False)
+class EvaluationViews(Dataset):
+    """Evaluation samples: (uint8 evaluation view [3, S, S], label). Raises Unreadable: every image counts."""
 
-
-def device_views(chunk):
-    """The device's part for a chunk of uint8 crops: strong views where there are parameters, else
-    normalisation.
-    """
-    ready = {}
-    for name, value in chunk.items():
-        if name.endswith("_params"):
-            continue
-        if value.dtype == torch.uint8:
-            params = chunk.get(f"{name}_params")
-            value = augment.normalise(value) if params is None else augment.strong(value, params)
-        ready[name] = value
-    return ready
-
-
-def one_thread(_):
-    torch.set_num_threads(1)
-
-
-def loader(dataset, batches, workers, pin=False):
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin,
-        worker_init_fn=one_thread,
-    )
-
-
-class Unreadable(ValueError):
-    """A picture that must be read cannot be."""
-
-
-class Labelled(Dataset):
-    """Evaluation samples: (uint8 evaluation view, label); every picture counts, so a bad one is an error."""
-
-    def __init__(self, source, image_size, resize=None):
-        self.source, self.image_size, self.resize = source, image_size, resize
+    source: Source
+    image_size: int
+    resize: int | None = None  # of the short side, pixels; None: image_size
 
     def __len__(self):
         return len(self.source)
 
     def __getitem__(self, index):
         try:
-            picture, label = self.source[index]
+            image, label = self.source[index]
         except Exception as error:
-            raise Unreadable(
-                f"cannot read {self.source.where(index)} ({error}): a test set must be whole"
-            ) from None
-        return augment.evaluation_view(picture, self.image_size, self.resize), label
+            where, reason = fault(self.source, index, error)
+            raise Unreadable(f"cannot read {where} ({reason}): an evaluation set must be whole") from None
+        return augment.evaluation_view(image, self.image_size, self.resize), label
 
 
-def holdout(count, seed):
-    """Split a training set's indices: (the rest, 5% but at most 2,000 held out to choose the best
-    checkpoint by).
+# The batches
+
+
+def collate(samples, tokenizer=None, context=77):
+    """Samples -> one batch: tensors stacked, names of bad images in one list; "caption" is a list, in the place
+    of which a tokenizer gives "tokens" int64 [b, context].
     """
-    shuffled = np.random.default_rng((seed, count, 5)).permutation(count)
-    held = min(2000, count // 20)
-    return np.sort(shuffled[held:]), np.sort(shuffled[:held])
+    batch = {"skipped": [line for sample in samples for line in sample.pop("skipped")]}
+    for name in samples[0]:
+        values = [sample[name] for sample in samples]
+        batch[name] = values if name == "caption" else torch.stack([torch.as_tensor(v) for v in values])
+    if tokenizer is not None and "caption" in batch:
+        batch["tokens"] = tokenizer(batch.pop("caption"), context)
+    return batch
+
+
+def start_worker(_):
+    """A signal to the whole process group is answered by the main process, which still wants the batches of
+    the step; the workers end with it.
+    """
+    torch.set_num_threads(1)
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.SIG_IGN)
+
+
+def plan_prefetch(workers, batch_bytes):
+    """-> (workers, batches that each prepares ahead): together at most 4 GiB, unless one for each worker is
+    more, and at most half of the free shared memory.
+    """
+    ahead = max(1, min(2, (4 << 30) // max(1, workers * batch_bytes)))
+    if workers and os.path.isdir("/dev/shm"):
+        room = shutil.disk_usage("/dev/shm").free // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        fitting = room // max(1, batch_bytes)
+        if fitting < workers:
+            warnings.warn(
+                f"shared memory has room for {fitting} batches of {batch_bytes >> 20:,} MiB: so many workers "
+                f"load images, not {workers} (give docker --shm-size=16g or --ipc=host)",
+                stacklevel=3,
+            )
+        workers, ahead = min(workers, fitting), max(1, min(ahead, fitting // workers))
+    return workers, ahead
+
+
+def loader(dataset, sampler, workers, *, tokenizer=None, context=77, pin=False):
+    """A DataLoader of the batches of a sampler, which gives lists of keys; see `collate` for the tokenizer.
+
+    A batch that takes longer than 300 s is an error. `plan_prefetch` bounds how many are prepared ahead.
+    """
+    rows = len(next(iter(sampler), ()))
+    batch_bytes = rows * 12 * dataset.image_size**2  # at most four views of bytes, or one of floats
+    workers, ahead = plan_prefetch(workers, batch_bytes)
+    several = dict(timeout=300, prefetch_factor=ahead, worker_init_fn=start_worker) if workers else {}
+    together = functools.partial(collate, tokenizer=tokenizer, context=context)
+    return DataLoader(
+        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=together, pin_memory=pin, **several
+    )
