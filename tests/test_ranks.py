@@ -1,25 +1,31 @@
-"""Ranks: gradients and weights of 1, 2 and 4 gloo processes against one another, and a gather that must be
-caught.
+"""Ranks: the same step on 1, 2 and 4 gloo processes gives one loss and one gradient; a gather that would not
+is caught; Slurm's variables; folders that differ; device and memory.
 
-pytest tests/test_ranks.py
+pytest tests/test_ranks.py            # and: pytest -m slow tests/test_ranks.py
 """
 
 import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import device
+import ranks
 import slip
 
+ROOT = Path(__file__).parents[1]
 WORKER = """
-import sys, torch, torch.distributed as dist
-import ranks, slip, train
+import sys, types, torch, torch.distributed as dist
+import augment, ranks, slip, train
 
 out, methods, broken = sys.argv[1:]
-ranks.start("cpu")
+cpu = ranks.start("cpu")
+for name in ("normalise", "strong"):  # float64: only the order of sums differs
+    setattr(augment, name, lambda *a, f=getattr(augment, name): f(*a).double())
 if broken == "broken":  # what the published CLIP loss does: gathered without gradient, own rows put back
     def no_gradient(rows):
         parts = [torch.empty_like(rows) for _ in range(ranks.world())]
@@ -32,18 +38,19 @@ if broken == "broken":  # what the published CLIP loss does: gathered without gr
 def one_step(method):
     torch.manual_seed(0)
     small = dict(vocab_size=520, text_depth=1, ssl_hidden=32, ssl_out=16)
-    model = slip.build(slip.configure(method, "vit_tiny", **small)).double()
+    model = slip.build(slip.configure(method, "vit_tiny", **small)).double().train()
     generator = torch.Generator().manual_seed(1)
-    names = ("images", "view1", "view2")
-    batch = {n: torch.randn(8, 3, 32, 32, generator=generator).double() for n in names}
+    crops = torch.randint(0, 256, (3, 8, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    batch = dict(zip(("images", "view1", "view2"), crops))
     if "beit" in method:
-        model.branch.begin(lambda: batch["view2"])
+        model.branch.prepare(lambda: augment.normalise(crops.flatten(0, 1)))
         batch["view1_mask"] = torch.rand(8, 16, generator=generator) < 0.4
     batch["tokens"] = torch.randint(1, 500, (8, 6), generator=generator)
     batch["tokens"][:, 5] = 519
-    wrapped = ranks.wrap(model)
-    features = wrapped({n: ranks.mine(v) for n, v in batch.items()}, dict, 3, True)
-    loss, _ = train.objective(model, {n: ranks.gather(v) for n, v in features.items()}, 1.0)
+    batch = {n: ranks.share(v) for n, v in batch.items()}
+    settings = types.SimpleNamespace(partner=slip.METHODS[method][1], micro_batch=3, recompute=True,
+                                     precision="fp32", ssl_scale=1.0, mask_same_class=False)
+    loss, _ = train.objective(ranks.wrap(model), batch, settings, cpu)
     loss.backward()
     if model.branch is not None:
         with torch.no_grad():
@@ -61,63 +68,60 @@ ranks.leave()
 """
 
 
-def launch(processes, script, *arguments):
-    """Run a script's text on gloo processes, as torchrun would; returns when all have ended well."""
+def launch(processes, script, *arguments, timeout=120):
+    """Run a script's text on gloo processes, as torchrun would -> [(exit code, errors)]."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
     env |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes)}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *arguments], env=env | {"RANK": str(r), "LOCAL_RANK": str(r)}
-        )
-        for r in range(processes)
-    ]
-    assert [process.wait(timeout=120) for process in running] == [0] * processes
+    started = []
+    for rank in range(processes):
+        own = env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, "-c", script, *arguments]
+        started.append(subprocess.Popen(command, env=own, stderr=subprocess.PIPE, text=True))
+    heard = [process.communicate(timeout=timeout)[1] for process in started]
+    return [(process.returncode, errors) for process, errors in zip(started, heard)]
 
 
 @pytest.fixture(scope="module")
 def gradients(tmp_path_factory):
-    """-> gradients(processes, methods, broken): {method: loss, gradients and buffers of one backward pass and
-    what moves after it}; each run once.
-    """
+    """-> gradients(processes, methods, broken): {method: loss, gradients, buffers after one step}."""
     folder, known = tmp_path_factory.mktemp("ranks"), {}
 
-    def run(processes, methods, broken="whole"):
+    def step(processes, methods, broken="whole"):
         key = (processes, methods, broken)
         if key not in known:
             path = folder / "-".join(map(str, key))
-            launch(processes, WORKER, str(path), methods, broken)
+            assert [code for code, _ in launch(processes, WORKER, str(path), methods, broken)] == [
+                0
+            ] * processes
             known[key] = torch.load(path, weights_only=True)
         return known[key]
 
-    return run
+    return step
 
 
 def farthest(a, b):
     """Largest difference, relative to the largest entry of each tensor; a bias before a BatchNorm has no
     gradient but noise.
     """
-    floats = [n for n in a if a[n].is_floating_point() and a[n].abs().max() > 1e-9]
-    return max(((a[n] - b[n]).abs().max() / a[n].abs().max()).item() for n in floats)
+    names = [n for n in a if a[n].is_floating_point() and a[n].abs().max() > 1e-9]
+    return max(((a[n] - b[n]).abs().max() / a[n].abs().max()).item() for n in names)
 
 
 ALL = ",".join(slip.METHODS)
 
 
-@pytest.mark.parametrize("processes, methods", [(2, ALL), (3, "slip"), (4, "slip")])
-def test_processes_match_one_in_loss_gradient_and_batchnorm(gradients, processes, methods):
-    # with three, 8 rows are shared as 3, 3, 2
-    one, many = gradients(1, ALL)["slip"], gradients(processes, methods)["slip"]
-    assert one.keys() == many.keys()
-    assert farthest(one, many) < 1e-8  # float64; sums over BatchNorm and softmax in another order
+def test_two_processes_match_one_with_every_method(gradients):
+    one, two = gradients(1, ALL), gradients(2, ALL)
+    for method in slip.METHODS:  # float64; sums over BatchNorm and softmax in another order
+        assert farthest(one[method], two[method]) < 1e-8, method
 
 
-@pytest.mark.parametrize("method", [method for method in slip.METHODS if method != "slip"])
-def test_two_processes_match_one_with_every_method(gradients, method):
-    one, two = (gradients(processes, ALL)[method] for processes in (1, 2))
-    assert one.keys() == two.keys() and farthest(one, two) < 1e-8  # as above
+@pytest.mark.slow
+def test_four_processes_match_one(gradients):
+    assert farthest(gradients(1, ALL)["slip"], gradients(4, "slip")["slip"]) < 1e-8
 
 
 def test_a_gather_without_gradient_would_be_caught(gradients):
@@ -126,22 +130,90 @@ def test_a_gather_without_gradient_would_be_caught(gradients):
     assert farthest(one, broken) > 0.1  # ... and another gradient
 
 
-def test_shares_cover_a_batch_in_order(monkeypatch):
-    import ranks
+def test_ranks_that_see_different_folders_say_so(tmp_path):
+    """Rank 0's folder holds a checkpoint, rank 1's none, as on disks of two nodes."""
+    script = """
+import os, sys, torch, types
+import ranks, run, slip
+from dataclasses import make_dataclass
+ranks.start("cpu")
+out = os.path.join(sys.argv[1], str(ranks.rank()))
+values = dict(out=out, seed=0, steps=4, epoch_steps=2, batch_size=2)
+settings = make_dataclass("Settings", values, frozen=True)(**values)
+if ranks.rank() == 0:
+    os.makedirs(out)
+    model = slip.build(slip.configure("simclr", "vit_tiny"))
+    slip.save(os.path.join(out, "checkpoint.pt"), model, dict(step=3, args=values, optimizer={}))
+try:
+    run.open_run(settings, {"out"}, [])
+except ValueError as error:
+    print(error, file=sys.stderr)
+    ranks.leave(2)
+"""
+    for code, heard in launch(2, script, str(tmp_path), timeout=60):
+        assert code == 2 and "the ranks see different checkpoints" in heard
 
-    rows, shares = list(range(11)), []
-    monkeypatch.setattr(ranks, "world", lambda: 4)
-    for rank in range(4):
-        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
-        shares.append(ranks.mine(rows))
-    assert sum(shares, []) == rows and {len(share) for share in shares} == {2, 3}
+
+def test_an_error_on_one_of_two_ranks_keeps_its_traceback():
+    script = """
+import console, ranks, torch
+ranks.start("cpu")
+def work():
+    if ranks.rank() == 1:
+        raise RuntimeError("an honest bug")
+    ranks.total(torch.ones(1))
+ranks.leave(console.guarded(work))
+"""
+    (lost, told), (broken, trace) = launch(2, script, timeout=90)
+    assert broken == 1 and "Traceback" in trace and "an honest bug" in trace
+    assert lost == 1 and "another rank is gone" in told and "Traceback" not in told
 
 
-@pytest.mark.parametrize("device, sentence", [("tpu", "expected cpu, cuda"), ("cuda:99", "cuda")])
-def test_a_device_that_is_not_there_is_one_sentence(device, sentence):
-    import ranks
-
-    if device.startswith("cuda") and torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
+@pytest.mark.parametrize("name, sentence", [("tpu", "expected cpu, cuda"), ("cuda:99", "--device cuda:99")])
+def test_a_device_that_is_not_there_is_one_sentence(name, sentence):
     with pytest.raises(ValueError, match=sentence):
-        ranks.start(device)
+        ranks.start(name)
+
+
+def test_a_batch_script_has_tasks_but_no_ranks(monkeypatch):
+    """Only the variables of a step say that there are ranks."""
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert ranks.start("cpu").type == "cpu" and ranks.world() == 1
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+        monkeypatch.delenv(name)
+    with pytest.raises(ValueError, match="WORLD_SIZE is 4 but MASTER_ADDR and MASTER_PORT not set"):
+        ranks.start("cpu")
+
+
+def test_one_visible_device_for_each_task_is_number_0(monkeypatch):
+    fake = torch.device("cuda")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: fake)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda index: None)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert device.choose_device(None) == torch.device("cuda:0")
+
+
+def test_cpus_are_those_of_the_task(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 7}, raising=False)
+    assert device.cpus() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS and Windows
+    assert device.cpus() == os.cpu_count()
+
+
+def test_what_a_terminal_cannot_show_is_replaced(tmp_path):
+    with open(tmp_path / "ascii", "w", encoding="ascii") as file:
+        ranks.say("a 猫 and a boat", file=file)
+    assert (tmp_path / "ascii").read_text() == "a ? and a boat\n"
+
+
+def test_memory_is_counted_by_the_methods_own_views_and_precision():
+    model = slip.build(slip.configure("simclr", "vit_tiny"))
+    cpu = torch.device("cpu")
+    chunk, again, words = device.plan_chunks(model, 64, cpu, views=2)
+    assert (chunk, again, words) == (64, False, "whole")
+    assert device.plan_chunks(model, 64, cpu, micro_batch=16)[:2] == (16, True)
