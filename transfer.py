@@ -11,12 +11,12 @@ import shlex
 import statistics
 
 import console
-import data
 import ranks
 import sets
 from evaluate import METRICS, chance, record
+from images import Source
 
-SEEN = "(prompt classification of classes seen in training, not zero-shot transfer)"
+SEEN = "  (prompt classification of classes seen in training, not zero-shot transfer)"
 
 
 def split_names(names):
@@ -71,7 +71,7 @@ def open_task(name, args):
         raise ValueError(f"--templates for {name}: found {templates}, expected a {{}} in each")
     if sets.metric(name) == "auc" and len(names) != 2:
         raise ValueError(f"{name} is judged by ROC AUC, which wants two classes: found {len(names)}")
-    return data.Source(name, source.items, names), templates
+    return Source(name, source.items, names), templates
 
 
 def seen_share(run_args, classes):
@@ -119,7 +119,7 @@ def run_table(models, tasks, left_out, measure):
         line = f"{source.name:<{width}}  {len(source):>6}  {count:>7}  {METRICS[metric]:<20}{cells}"
         ranks.say(f"{line}  {row['chance']:>6.2f}")
     if seen:
-        ranks.say(f"* {SEEN}: " + ", ".join(f"{share:.0%} of {name}" for name, share in seen.items()))
+        ranks.say(f"*{SEEN}: " + ", ".join(f"{share:.0%} of {name}" for name, share in seen.items()))
     if not values:
         raise console.Stop("no set could be measured")
     if len(values) > 1 or left_out:
@@ -160,8 +160,6 @@ def show_list(root):
 
 def fetch(names, root):
     """Download sets, one after another -> exit code."""
-    if "all" in names:
-        raise ValueError("--download wants sets by name in --data: all of them are hundreds of gigabytes")
     failed = {}
     for name in names:
         attempt(sets.download, name, failed, name, root)

@@ -31,8 +31,10 @@ import slip
 import transfer
 from device import autocast
 from evaluate import apply_to_set, metrics, record
+from images import Files, Source, is_image, read_image, subset
 from transfer import split_names, synonyms
 
+SEEN = transfer.SEEN
 NO_TOKENIZER = "this checkpoint has no tokenizer: CLIP's comes with open_clip (pip install open_clip_torch)"
 
 
@@ -143,9 +145,9 @@ def open_pairs(args, run_args):
         held = data.holdout(len(source), run_args["seed"])[1] if same else ()
         if len(held) == 0:
             raise ValueError(f"this run, on {trained}, held nothing of {name} out: type --split train")
-        source = data.subset(source, held)
+        source = subset(source, held)
     if len(source) > args.images:
-        source = data.subset(source, sorted(data.permutation(len(source), 0, 0)[: args.images]))
+        source = subset(source, sorted(data.permutation(len(source), 0, 0)[: args.images]))
     return source, split
 
 
@@ -174,7 +176,7 @@ def run_retrieval(args, models, device, pairs):
 def open_image(path):
     """An image file -> RGB PIL image. Raises ValueError with one sentence."""
     try:
-        return data.read_image(path)
+        return read_image(path)
     except Exception as error:  # damaged files break Pillow in every way there is
         raise ValueError(f"cannot decode the image {path}: {error}") from None
 
@@ -195,10 +197,10 @@ def run_image(args, model, device, image):
 def open_folder(folder):
     """The images in a folder, and in those below it, as a set without captions."""
     walk = os.walk(folder, followlinks=True)
-    paths = sorted(os.path.join(at, name) for at, _, names in walk for name in names if data.is_image(name))
+    paths = sorted(os.path.join(at, name) for at, _, names in walk for name in names if is_image(name))
     if not paths:
         raise FileNotFoundError(f"no images in {folder}: expected a folder of .jpg, .png and the like")
-    return data.Source(folder, data.Files(paths, [""] * len(paths)))
+    return Source(folder, Files(paths, [""] * len(paths)))
 
 
 def search(model, source, query, device, workers=0):
@@ -256,6 +258,8 @@ def set_up(args):
     if args.list:
         return lambda: transfer.show_list(args.root)
     if args.download:
+        if "all" in split_names(args.data):
+            raise ValueError("--download wants sets by name in --data: all are hundreds of gigabytes")
         return lambda: transfer.fetch(split_names(args.data), args.root)
     if not args.checkpoint:
         raise ValueError("--checkpoint is missing: a run folder, its checkpoint.pt or published weights")
