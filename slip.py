@@ -1,34 +1,42 @@
-"""SLIP the model: an image tower, a text tower, a projection of each to the joint space, a self-supervised
-branch.
+"""SLIP the model: an image tower, a text tower, a projection of each to the joint space, an SSL branch.
 
-Paper: figure 1, section 3. CLIP is SLIP without the branch, SimCLR is SLIP without the language.
+Paper: Algorithm 1. CLIP is SLIP without the branch, SimCLR is SLIP without the language.
 
-    SLIP.forward: views and tokens in, features out (these are gathered); projections and heads stand outside
-    it, but for BEiT's, which needs the patches
     images [B, 3, 224, 224] -> encode_image -> [B, 512]        tokens [B, L] -> encode_text -> [B, 512]
+    SLIP.forward: crops and tokens -> features; projections, heads and losses come after the gather
 
-`python slip.py FILE` prints what a checkpoint holds. `load(FILE)` reads ours and the published weight files.
-Not here: losses (losses.py), the loop (loop.py), data of any kind.
+Not here: what is in a file (weights.py), losses (losses.py), the loop (train.py).
+
+    python slip.py FILE                    # summarise a checkpoint, a run folder or a published weight file
+    python slip.py FILE --export OUT       # its image tower, under timm's names
 """
 
 import argparse
 import math
-import os
-import pickle
-import re
-import zipfile
-from dataclasses import asdict, dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 
 import torch
-from einops import rearrange
+from PIL import Image
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import augment
 from selfsup import BRANCHES
 from text import TextTransformer, Tokenizer
 from vit import SIZES, ViT, count_parameters
+from weights import (
+    FORMAT,
+    atomic_save,
+    export,
+    find_checkpoint,
+    load_fitting,
+    load_weights,
+    our_names,
+    read_checkpoint,
+    resize_positions,
+)
 
-FORMAT = "slip-1"
 METHODS = {  # method: (has the language loss, self-supervised partner)
     "slip": (True, "simclr"),
     "clip": (True, None),
@@ -40,13 +48,8 @@ METHODS = {  # method: (has the language loss, self-supervised partner)
     "byol": (False, "byol"),
     "beit": (False, "beit"),
 }
-PUBLISHED = {  # size in the name of a model (SLIP_VITB16): ours; the last two are in no weight file
-    "VITS16": "vit_s16",
-    "VITB16": "vit_b16",
-    "VITL16": "vit_l16",
-    "TINY": "vit_tiny",
-    "VITTI16": "vit_ti16",
-}
+PUBLISHED = {"VITS16": "vit_s16", "VITB16": "vit_b16", "VITL16": "vit_l16"}  # as in SLIP_VITB16: our name
+PUBLISHED |= {"TINY": "vit_tiny", "VITTI16": "vit_ti16"}  # these are in no published file
 TEXT = {  # text tower, joint space and SSL head beside our small towers; the paper's three have Config's
     "vit_tiny": dict(text_width=128, text_depth=2, text_heads=4, embed=128, ssl_hidden=512, ssl_out=128),
     "vit_ti16": dict(text_width=256, text_depth=6, text_heads=4, ssl_hidden=1024),
@@ -73,18 +76,13 @@ class Config:
 
 
 def configure(method, model, **changes):
-    """The Config of a method and a size (names as in train.py); `changes` are fields of it, None leaves the
-    default.
-    """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
-    if model not in SIZES:
-        raise ValueError(f"unknown model {model!r}: expected one of {', '.join(SIZES)}")
-    settings = {"patch": SIZES[model]["patch"], "image_size": 32 if model == "vit_tiny" else 224} | TEXT.get(
-        model, {}
-    )
+    """The Config of a method and a size; `changes` are fields of it, None leaves the default."""
+    for word, value, known in (("method", method, METHODS), ("model", model, SIZES)):
+        if value not in known:
+            raise ValueError(f"unknown {word} {value!r}: expected one of {', '.join(known)}")
     partner = METHODS[method][1]
-    settings |= BRANCHES[partner].settings if partner else {}
+    settings = {"patch": SIZES[model]["patch"], "image_size": 32 if model == "vit_tiny" else 224}
+    settings |= TEXT.get(model, {}) | (BRANCHES[partner].settings if partner else {})
     settings |= {name: value for name, value in changes.items() if value is not None}
     return Config(method=method, model=model, **settings)
 
@@ -95,27 +93,27 @@ def build(name):
         return SLIP(name)
     method, _, size = name.upper().partition("_")
     if method.lower() not in METHODS or size not in PUBLISHED:
+        methods, sizes = ", ".join(METHODS).upper(), ", ".join(PUBLISHED)
         raise ValueError(
-            f"unknown model {name!r}: expected METHOD_SIZE with METHOD one of "
-            f"{', '.join(m.upper() for m in METHODS)} and SIZE one of {', '.join(PUBLISHED)}"
+            f"unknown model {name!r}, expected METHOD_SIZE: METHOD of {methods}; SIZE of {sizes}"
         )
     return SLIP(configure(method.lower(), PUBLISHED[size]))
 
 
-def in_chunks(apply, batch, micro_batch=None, recompute=False, random=False):
-    """Apply a function, dict of rows -> {name: features [b, ...]}, to a batch, `micro_batch` rows at a time.
+def in_chunks(function, batch, micro_batch=None, recompute=False, random=False, prepare=None):
+    """Apply `function`, dict of rows -> {name: features [b, ...]}, to a batch, `micro_batch` rows at a time.
 
-    Under `recompute` only the features of a chunk are kept; its activations are made again in the backward
-    pass: the gradient is that of the whole batch, but for rounding. `random`: it draws (drop path), and must
-    draw the same when it runs again.
+    `recompute`: a chunk's activations are computed again in the backward pass; the gradient is the same.
+    `prepare`: applied to a chunk once, before. `random`: the function draws, and must draw the same again.
     """
     rows, parts = len(next(iter(batch.values()))), []
     for start in range(0, rows, micro_batch or rows):
         chunk = {name: value[start : start + (micro_batch or rows)] for name, value in batch.items()}
+        chunk = prepare(chunk) if prepare else chunk
         if recompute and torch.is_grad_enabled():
-            parts.append(checkpoint(apply, chunk, use_reentrant=False, preserve_rng_state=random))
+            parts.append(checkpoint(function, chunk, use_reentrant=False, preserve_rng_state=random))
         else:
-            parts.append(apply(chunk))
+            parts.append(function(chunk))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -126,245 +124,174 @@ class SLIP(nn.Module):
         super().__init__()
         self.config, self.tokenizer = config, None
         language, partner = METHODS[config.method]
-        size = SIZES[config.model] | {"patch": config.patch}
-        self.visual = ViT(image_size=config.image_size, **size)
+        self.visual = ViT(image_size=config.image_size, **SIZES[config.model] | {"patch": config.patch})
         self.text = self.branch = None
         if language:
-            self.text = TextTransformer(
-                config.vocab_size, config.context, config.text_width, config.text_depth, config.text_heads
-            )
-            width = self.visual.width
-            self.image_projection = nn.Parameter(torch.randn(width, config.embed) * width**-0.5)  # W_i [D, E]
-            self.text_projection = nn.Parameter(  # W_t [D, E]
-                torch.randn(config.text_width, config.embed) * config.text_width**-0.5
-            )
+            wide, text_width = self.visual.width, config.text_width
+            size = (config.vocab_size, config.context, text_width, config.text_depth, config.text_heads)
+            self.text = TextTransformer(*size)
+            self.image_projection = nn.Parameter(torch.randn(wide, config.embed) * wide**-0.5)  # W_i [D, E]
+            self.text_projection = nn.Parameter(torch.randn(text_width, config.embed) * text_width**-0.5)
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # the logarithm of the scale
         if partner:
             self.branch = BRANCHES[partner](self.visual, config.ssl_hidden, config.ssl_out, config.ssl_temp)
-
-    def encode_image(self, images):
-        """Normalised images [B, 3, H, W] -> embeddings [B, E], not of unit length."""
-        self.needs_language("encode_image")
-        return self.visual(images) @ self.image_projection
-
-    def encode_text(self, tokens):
-        """Token ids [B, L], each row ended by the end token -> embeddings [B, E], not of unit length."""
-        self.needs_language("encode_text")
-        return self.text(tokens) @ self.text_projection
 
     def needs_language(self, what):
         if self.text is None:
             raise ValueError(f"a {self.config.method} model was trained without captions: it has no {what}")
 
-    def forward(self, batch, prepare, micro_batch=None, recompute=False):
-        """A batch (a dict of rows on the device) -> {name: features [B, ...]}, in chunks (in_chunks).
+    def preprocess(self, image):
+        """A PIL image -> its normalised evaluation view [1, 3, S, S]."""
+        view = augment.evaluation_view(image.convert("RGB"), self.config.image_size)
+        return augment.normalise(view[None])
 
-        `prepare` turns a chunk of the host's uint8 crops into normalised views.
+    def encode_image(self, images):
+        """Normalised images [B, 3, S, S], a PIL image or a list of them -> embeds [B, E], not normalised."""
+        self.needs_language("encode_image")
+        if not isinstance(images, torch.Tensor):
+            images = torch.cat([self.preprocess(image) for image in listed(images, Image.Image)])
+        return self.visual(images.to(self.image_projection.device)) @ self.image_projection
+
+    def encode_text(self, tokens):
+        """Token ids [B, L], a caption or a list of them -> embeds [B, E], not normalised."""
+        self.needs_language("encode_text")
+        if not isinstance(tokens, torch.Tensor):
+            if self.tokenizer is None:
+                raise ValueError("found no tokenizer: pip install --no-deps open_clip_torch brings CLIP's")
+            tokens = self.tokenizer(listed(tokens, str), self.config.context)
+        return self.text(tokens.to(self.text_projection.device)) @ self.text_projection
+
+    def forward(self, batch, micro_batch=None, recompute=False):
+        """A batch of rows -> {name: features [B, ...]}, in chunks: "image", "text", "image2", the branch's.
+
+        Rows: uint8 crops [B, 3, S, S] "images", "images2", "view1", "view2"; "tokens" [B, L]; on the host
+        "view1_params", "view2_params" [B, 13]; for BEiT "view1_mask", bool [B, N].
         """
-        return in_chunks(lambda chunk: self.towers(chunk, prepare), batch, micro_batch, recompute)
+        return in_chunks(self.towers, batch, micro_batch, recompute, prepare=self.make_views)
 
-    def towers(self, chunk, prepare):
-        """One chunk through every tower which the method has."""
-        chunk, features = prepare(chunk), {}
+    def make_views(self, chunk):
+        """A chunk's crops -> normalised views, in the precision of autocast, and the branch's targets."""
+        views = {name: rows for name, rows in chunk.items() if name in ("tokens", "view1_mask")}
+        for name in ("images", "images2", "view1", "view2"):
+            if f"{name}_params" in chunk:
+                views[name] = augment.strong(chunk[name], chunk[f"{name}_params"])
+            elif name in chunk:
+                views[name] = augment.normalise(chunk[name])
+        views |= self.branch.targets(views) if self.branch is not None else {}
+        kind = self.visual.class_token.device.type
+        kept = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return {name: view.to(kept) if view.is_floating_point() else view for name, view in views.items()}
+
+    def towers(self, views):
+        """The views of a chunk through every tower of the method -> {name: features [b, ...]}."""
+        features = {}
         if self.text is not None:
-            features["image_features"] = self.visual(chunk["images"])  # [b, D]
-            features["text_features"] = self.text(chunk["tokens"])  # [b, D]
-            if "images2" in chunk:  # the ablation of two views for the language loss
-                features["image_features2"] = self.visual(chunk["images2"])  # [b, D]
-        if self.branch is not None:
-            features |= self.branch.look(self.visual, chunk)  # [b, D] each (BEiT: [b])
-        return features
+            features |= {"image": self.visual(views["images"]), "text": self.text(views["tokens"])}  # [b, D]
+            features |= {"image2": self.visual(views["images2"])} if "images2" in views else {}  # [b, D]
+        return features | (self.branch.features(self.visual, views) if self.branch is not None else {})
 
 
-# The checkpoint: one file, {format, config, weights, tokenizer, run}; `run` is the trainer's, plain data.
-
-
-def write(state, path):
-    """Write to a temporary name, flush to the disk, rename: a reader sees the old file or the new one,
-    never half of one.
-    """
-    temporary = f"{path}.tmp"
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def listed(values, kind):
+    """One value of a kind, or several -> a list; ValueError if there is none, or one of another kind."""
+    values = [values] if isinstance(values, kind) else list(values)
+    if not values or not all(isinstance(value, kind) for value in values):
+        raise ValueError(f"found {str(values)[:60]}, expected one or more values of type {kind.__name__}")
+    return values
 
 
 def save(path, model, run=None):
-    """Save a model, its tokenizer and the plain data `run`, atomically."""
+    """Save a model, its tokenizer and the plain data `run`, renamed into place."""
     tokenizer = model.tokenizer.state() if model.tokenizer is not None else None
-    weights = model.state_dict()
-    write(
-        dict(format=FORMAT, config=asdict(model.config), weights=weights, tokenizer=tokenizer, run=run), path
-    )
-
-
-def read(path):
-    """The dict in a checkpoint, ours or a published one, memory-mapped; never runs code from the file.
-
-    Raises FileNotFoundError or ValueError with one sentence.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"no checkpoint at {path}: give the checkpoint.pt of a run folder or a published weight file"
-        )
-    try:
-        with torch.serialization.safe_globals(
-            [argparse.Namespace]
-        ):  # the published files hold their arguments so
-            mmap = zipfile.is_zipfile(path)  # files of torch before 1.6 cannot be mapped
-            state = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(
-            f"{path} is not a checkpoint, or holds objects other than weights and plain data: refused"
-        ) from None
-    except Exception as error:  # foreign bytes break the reader in every way there is
-        reason = str(error).split("\n")[0][:120]
-        raise ValueError(f"{path} cannot be read as a checkpoint, it may be torn ({reason})") from None
-    if not isinstance(state, dict) or not ({"format", "state_dict"} & state.keys()):
-        raise ValueError(
-            f"{path} is not a checkpoint of this project (no 'format') nor a published one (no 'state_dict')"
-        )
-    if "format" in state and state["format"] != FORMAT:
-        raise ValueError(f"{path} has format {state['format']!r}, expected {FORMAT!r}")
-    return state
-
-
-def load(path):
-    """The model of a checkpoint in evaluation mode on the CPU, with its tokenizer as `model.tokenizer`.
-
-    Takes our checkpoints and the published weight files; for these the tokenizer is CLIP's if its
-    vocabulary is installed, else None. Raises FileNotFoundError or ValueError with one sentence.
-    """
-    state = read(path)
-    ours = "format" in state
-    config, weights = (parse_config(state, path), state["weights"]) if ours else rename_published(state, path)
-    if "head.weight" in weights:
-        raise ValueError(
-            f"{path} is a classifier, not a model of pictures and captions: give the checkpoint "
-            f"it was made from; finetune.py --evaluate tests a fine-tuned one"
-        )
-    with torch.device("meta"):  # nothing is drawn only to be overwritten
-        model = SLIP(config)
-    fill(model, weights, path, assign=True)
-    if ours and state["tokenizer"]:
-        model.tokenizer = Tokenizer.from_state(state["tokenizer"])
-    elif not ours and model.text is not None:
-        try:
-            model.tokenizer = Tokenizer.clip()
-        except FileNotFoundError:
-            pass  # whoever needs words says so; encode_image works without
-    return model.eval()
+    state = {"format": FORMAT, "config": asdict(model.config), "weights": model.state_dict()}
+    atomic_save(state | {"tokenizer": tokenizer, "run": run}, path)
 
 
 def parse_config(state, path):
-    known = {field.name for field in fields(Config)}
-    if set(state["config"]) != known or not {"weights", "tokenizer", "run"} <= state.keys():
-        wrong = sorted(set(state["config"]) ^ known) or "parts missing"
-        raise ValueError(f"{path} does not fit this version of slip.py: its config differs in {wrong}")
-    return Config(**state["config"])
+    """The Config in a checkpoint of ours."""
+    try:
+        return Config(**state["config"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not fit this version of slip.py: {error}") from None
 
 
-def fill(model, weights, path, assign=False):
-    """Put the weights that lie at `path` into a model. Names and shapes must be the same, one by one: else
-    ValueError with one sentence.
+def unpack(path):
+    """A checkpoint, ours or a published file -> (Config, weights under our names, Tokenizer or None)."""
+    state, tokenizer = read_checkpoint(path), None
+    if "format" not in state:
+        with torch.device("meta"):
+            model = build(str(state["args"].model))
+        with suppress(FileNotFoundError):  # encode_text asks for the vocabulary; encode_image works without
+            tokenizer = Tokenizer.clip() if model.text is not None else None
+        return model.config, our_names(state["state_dict"], model.state_dict()), tokenizer
+    if "head.weight" in state["weights"]:
+        raise ValueError(f"{path} is a fine-tuned classifier: give the checkpoint that it was made from")
+    tokenizer = Tokenizer.from_state(state["tokenizer"]) if state.get("tokenizer") else None
+    return parse_config(state, path), state["weights"], tokenizer
+
+
+def tokenizer_of(path):
+    """The Tokenizer of a checkpoint, or None; of a published file CLIP's, if its vocabulary is installed."""
+    return unpack(path)[2]
+
+
+def load(path, image_size=None):
+    """The model of a checkpoint or a published file, with its tokenizer: on the CPU, in evaluation mode,
+    float32, without gradients. Positions are interpolated for another `image_size`, in pixels.
     """
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    wrong = [name for name in expected if name in found and found[name] != expected[name]]
-    if missing or unknown:
-        word, names = ("lacks", missing) if missing else ("holds the unknown", unknown)
-        raise ValueError(f"{path} {word} {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else ""))
-    if wrong:
-        name = wrong[0]
-        raise ValueError(f"{path}: {name} has shape {list(found[name])}, expected {list(expected[name])}")
-    model.load_state_dict(weights, assign=assign)
+    if not isinstance(image_size, int | None):
+        raise ValueError(f"found image_size={image_size!r}: to choose a device, type load(path).to(device)")
+    config, weights, tokenizer = unpack(path)
+    with torch.device("meta"):  # nothing is drawn only to be overwritten
+        model = SLIP(replace(config, image_size=image_size or config.image_size))
+    load_weights(model, resize_positions(weights, model.visual), path, assign=True)
+    model.tokenizer = tokenizer
+    return model.requires_grad_(False).eval()
 
 
-RENAMES = [  # ours -> published, in order
-    (r"^visual\.class_token$", "visual.cls_token"),
-    (r"^visual\.positions$", "visual.pos_embed"),
-    (r"^visual\.patch_embed\.projection", "visual.patch_embed.proj"),
-    (r"^(visual\.blocks\.\d+)\.attention\.qkv", r"\1.attn.qkv"),
-    (r"^(visual\.blocks\.\d+)\.attention\.out", r"\1.attn.proj"),
-    (r"^(visual\.blocks\.\d+)\.mlp\.0", r"\1.mlp.fc1"),
-    (r"^(visual\.blocks\.\d+)\.mlp\.2", r"\1.mlp.fc2"),
-    (r"^text\.token_embedding", "token_embedding"),
-    (r"^text\.positions$", "positional_embedding"),
-    (r"^text\.norm", "ln_final"),
-    (r"^text\.blocks\.(\d+)\.norm(\d)", r"transformer.resblocks.\1.ln_\2"),
-    (r"^text\.blocks\.(\d+)\.attention\.qkv\.", r"transformer.resblocks.\1.attn.in_proj_"),
-    (r"^text\.blocks\.(\d+)\.attention\.out", r"transformer.resblocks.\1.attn.out_proj"),
-    (r"^text\.blocks\.(\d+)\.mlp\.0", r"transformer.resblocks.\1.mlp.c_fc"),
-    (r"^text\.blocks\.(\d+)\.mlp\.2", r"transformer.resblocks.\1.mlp.c_proj"),
-    (r"^branch\.head\.0", "image_mlp.layer1"),
-    (r"^branch\.head\.1", "image_mlp.bn1"),
-    (r"^branch\.head\.3", "image_mlp.layer2"),
-    (r"^branch\.head\.4", "image_mlp.bn2"),
-    (r"^branch\.head\.6", "image_mlp.layer3"),
-]
+def initialise(model, path):
+    """Copy those weights of a checkpoint that fit into a model of another method, image or patch size.
 
-
-def published_name(name):
-    for pattern, replacement in RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def rename_published(state, path):
-    """A published file's dict -> (Config, weights under our names)."""
-    name = str(getattr(state.get("args"), "model", "")).upper()
-    method, _, size = name.partition("_")
-    if method.lower() not in METHODS or size not in PUBLISHED:
-        raise ValueError(
-            f"{path}: its args.model is {name or 'missing'!r}, expected a name such as SLIP_VITB16"
-        )
-    config = configure(method.lower(), PUBLISHED[size])
-    theirs = {key.removeprefix("module."): value for key, value in state["state_dict"].items()}
-    with torch.device("meta"):
-        ours = {published_name(key): key for key in SLIP(config).state_dict()}  # published name -> our name
-    weights = {ours.get(key, key): value for key, value in theirs.items()}
-    kernel = weights.get("visual.patch_embed.projection.weight")
-    if kernel is not None and kernel.ndim == 4:  # a convolution's kernel is our matrix, folded
-        weights["visual.patch_embed.projection.weight"] = rearrange(kernel, "d c p q -> d (c p q)")
-    return config, weights
+    The text tower and the joint space come with their tokenizer, if its vocabulary has the model's size; the
+    branch comes from the same partner. Returns the number of tensors taken and the names of what is new.
+    """
+    config, weights, tokenizer = unpack(path)
+    if config.model != model.config.model:
+        found = f"{path} holds a {config.model}, not a {model.config.model}"
+        raise ValueError(f"{found}: type --model {config.model}")
+    dropped = ("text", "image_projection", "logit_scale")
+    if model.text is not None and tokenizer is not None and tokenizer.vocab_size == model.config.vocab_size:
+        model.tokenizer, dropped = tokenizer, ()
+    if METHODS[config.method][1] != METHODS[model.config.method][1]:
+        dropped += ("branch",)
+    weights = {name: value for name, value in weights.items() if not name.startswith(dropped)}
+    visual = {name[7:]: value for name, value in weights.items() if name.startswith("visual.")}
+    weights = {
+        f"branch.slow_tower.{name}": value for name, value in visual.items()
+    } | weights  # starts as a copy
+    return load_fitting(model, resize_positions(weights, model.visual))
 
 
 def describe(path):
-    """A page about a checkpoint: what was run, with everything that decided its course."""
-    state, model = read(path), load(path)
-    parts = {"image tower": model.visual, "text tower": model.text, "branch": model.branch}
-    lines = [f"{path}: {model.config.method} {model.config.model}, {count_parameters(model):,} parameters"]
-    lines += [
-        f"  {name:<18} {count_parameters(part):,} parameters"
-        for name, part in parts.items()
-        if part is not None
-    ]
-    lines += [f"  {name:<18} {value}" for name, value in asdict(model.config).items()]
-    lines += (
-        [f"  {'tokenizer':<18} {model.tokenizer.vocab_size:,} ids"] if model.tokenizer is not None else []
-    )
-    run = state.get("run") or {}
-    for name, value in run.get("args", {}).items():
-        lines.append(f"  --{name.replace('_', '-'):<16} {value}")
-    for name in ("step", "epoch", "versions", "date"):
-        if name in run:
-            lines.append(f"  {name:<18} {run[name]}")
-    return "\n".join(lines)
+    """A page about a checkpoint: the model, its parts, how it was trained, and what that cost."""
+    model, run = load(path), read_checkpoint(path).get("run") or {}
+    parts = {"model": model, "image tower": model.visual, "text tower": model.text, "branch": model.branch}
+    lines = {n: f"{count_parameters(part):,} parameters" for n, part in parts.items() if part is not None}
+    flags = {f"--{name.replace('_', '-')}": value for name, value in run.get("args", {}).items()}
+    course = {name: run[name] for name in ("step", "epoch", "best", "versions", "date") if name in run}
+    lines |= {f"{name} ": value for name, value in asdict(model.config).items()} | flags | course
+    lines |= run.get("cost") or {}
+    return "\n".join([str(find_checkpoint(path)), *(f"  {n:<18} {value}" for n, value in lines.items())])
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description="Print what a checkpoint holds: model, sizes, and how it was trained."
-    )
-    parser.add_argument("file", help="a run's checkpoint.pt or a published weight file")
+    parser = argparse.ArgumentParser(description="Summarise a checkpoint, or hand its image tower on.")
+    parser.add_argument("file", help="a run folder, its checkpoint.pt or a published weight file")
+    parser.add_argument("--export", metavar="OUT", help="write the image tower, under the names of timm")
     args = parser.parse_args(argv)
     try:
-        print(describe(args.file))
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
+        print(export(load(args.file), args.export) if args.export else describe(args.file))
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 if __name__ == "__main__":
