@@ -83,7 +83,7 @@ class Batches:
 
 
 class Unreadable(ValueError):
-    """Images that must be decoded and cannot be, in one sentence, though a worker sends it with its traceback."""
+    """An image that must be decoded cannot be: one sentence, though a worker adds its traceback."""
 
     def __init__(self, message):
         super().__init__(message.strip().splitlines()[-1].removeprefix("data.Unreadable: "))
@@ -103,7 +103,7 @@ def readable(source, index, rng, skipped):
 
 
 def fault(source, index, error):
-    """What is wrong with an item -> (where it is, the reason). A shortage is no fault of an image: raised again."""
+    """What is wrong with an item -> (where it is, the reason). A shortage is raised again."""
     if is_shortage(error):
         raise error
     return source.where(index), f"{type(error).__name__}: {error}".replace("\n", " ")[:200]
@@ -200,7 +200,7 @@ class LabelledViews(Dataset):
 
 @dataclass(eq=False)
 class EvaluationViews(Dataset):
-    """Evaluation samples: (uint8 evaluation view [3, S, S], label). Raises Unreadable: every image counts."""
+    """Evaluation samples: (uint8 view [3, S, S], label). Raises Unreadable, since every image counts."""
 
     source: Source
     image_size: int
@@ -222,8 +222,8 @@ class EvaluationViews(Dataset):
 
 
 def collate(samples, tokenizer=None, context=77):
-    """Samples -> one batch: tensors stacked, names of bad images in one list; "caption" is a list, in the place
-    of which a tokenizer gives "tokens" int64 [b, context].
+    """Samples -> one batch: tensors stacked, names of bad images in one list; "caption" is a list, or, with a
+    tokenizer, "tokens" int64 [b, context] in its place.
     """
     batch = {"skipped": [line for sample in samples for line in sample.pop("skipped")]}
     for name in samples[0]:
