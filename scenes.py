@@ -50,9 +50,7 @@ COLOURS = _words(
     "red, crimson, scarlet; orange, tangerine, amber; yellow, golden, lemon; green, emerald, lime; "
     "blue, azure, cobalt; purple, violet, lilac; pink, rosy, blush; white, snowy, ivory"
 )
-TEXTURES = _words(
-    "plain, unpatterned; striped, stripy; dotted, spotted, polka-dot; checked, chequered, tartan"
-)
+TEXTURES = _words("plain; striped, stripy; dotted, spotted, polka-dot; checked, chequered, tartan")
 BACKGROUNDS = {
     "night": ("at night", "after dark", "under the stars"),
     "sea": ("by the sea", "at the seaside", "near the ocean"),
@@ -77,9 +75,8 @@ NOTHING = (
 # Colours of the main body, and of details that are the same whatever the colour of the thing.
 _CODES = "#d62828 #f2841e #f6d638 #42ac48 #3870e2 #8842ba #f692be #eeeee8"
 PAINTS = dict(zip(COLOURS, map(ImageColor.getrgb, _CODES.split()), strict=True))
-ACCENTS = dict(
-    ink="#1a181e", brown="#7c5434", cream="#e8dec4", grey="#929498", glass="#9cb8c2", stem="#466c34"
-)
+_CODES = "ink #1a181e brown #7c5434 cream #e8dec4 grey #929498 glass #9cb8c2 stem #466c34".split()
+ACCENTS = dict(zip(_CODES[::2], _CODES[1::2], strict=True))
 # Heights from the top down, as shares of the image, and the colours there; between them they blend.
 BANDS = {
     "night": ((0, 1), ("#0e0f1e", "#28283e")),
@@ -125,8 +122,6 @@ butterfly: cream line 4 50 30 34 4 | cream line 4 50 30 66 4 | body poly 48 50 0
   ink oval 44 20 56 88
 """
 THINGS = dict(line.split(": ") for line in THINGS.replace("\n  ", " ").strip().splitlines())
-
-
 Scene = namedtuple("Scene", "kind colour texture size background rgb scale shift tilt mirrored specks behind")
 
 
