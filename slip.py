@@ -5,7 +5,7 @@ Paper: Algorithm 1. CLIP is SLIP without the branch, SimCLR is SLIP without the 
     images [B, 3, 224, 224] -> encode_image -> [B, 512]        tokens [B, L] -> encode_text -> [B, 512]
     SLIP.forward: crops and tokens -> features; projections, heads and losses come after the gather
 
-Not here: what is in a file (weights.py), losses (losses.py), the loop (train.py).
+Not here: what is in a file (checkpoints.py), losses (losses.py), the loop (train.py).
 
     python slip.py FILE                    # summarise a checkpoint, a run folder or a published weight file
     python slip.py FILE --export OUT       # its image tower, under timm's names
@@ -22,20 +22,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import augment
+import checkpoints
+from checkpoints import atomic_save, export, find_checkpoint, load_weights, read_checkpoint
 from selfsup import BRANCHES
 from text import TextTransformer, Tokenizer
 from vit import SIZES, ViT, count_parameters
-from weights import (
-    FORMAT,
-    atomic_save,
-    export,
-    find_checkpoint,
-    load_fitting,
-    load_weights,
-    our_names,
-    read_checkpoint,
-    resize_positions,
-)
 
 METHODS = {  # method: (has the language loss, self-supervised partner)
     "slip": (True, "simclr"),
@@ -93,10 +84,8 @@ def build(name):
         return SLIP(name)
     method, _, size = name.upper().partition("_")
     if method.lower() not in METHODS or size not in PUBLISHED:
-        methods, sizes = ", ".join(METHODS).upper(), ", ".join(PUBLISHED)
-        raise ValueError(
-            f"unknown model {name!r}, expected METHOD_SIZE: METHOD of {methods}; SIZE of {sizes}"
-        )
+        known = f"{', '.join(METHODS).upper()} and a SIZE of {', '.join(PUBLISHED)}"
+        raise ValueError(f"unknown model {name!r}: expected METHOD_SIZE with a METHOD of {known}")
     return SLIP(configure(method.lower(), PUBLISHED[size]))
 
 
@@ -179,8 +168,10 @@ class SLIP(nn.Module):
                 views[name] = augment.normalise(chunk[name])
         views |= self.branch.targets(views) if self.branch is not None else {}
         kind = self.visual.class_token.device.type
-        kept = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        return {name: view.to(kept) if view.is_floating_point() else view for name, view in views.items()}
+        if torch.is_autocast_enabled(kind):
+            kept = torch.get_autocast_dtype(kind)
+            views = {n: view.to(kept) if view.is_floating_point() else view for n, view in views.items()}
+        return views
 
     def towers(self, views):
         """The views of a chunk through every tower of the method -> {name: features [b, ...]}."""
@@ -192,7 +183,7 @@ class SLIP(nn.Module):
 
 
 def listed(values, kind):
-    """One value of a kind, or several -> a list; ValueError if there is none, or one of another kind."""
+    """One value or several -> a list; ValueError if there is none, or one of another kind."""
     values = [values] if isinstance(values, kind) else list(values)
     if not values or not all(isinstance(value, kind) for value in values):
         raise ValueError(f"found {str(values)[:60]}, expected one or more values of type {kind.__name__}")
@@ -202,12 +193,11 @@ def listed(values, kind):
 def save(path, model, run=None):
     """Save a model, its tokenizer and the plain data `run`, renamed into place."""
     tokenizer = model.tokenizer.state() if model.tokenizer is not None else None
-    state = {"format": FORMAT, "config": asdict(model.config), "weights": model.state_dict()}
+    state = {"format": checkpoints.FORMAT, "config": asdict(model.config), "weights": model.state_dict()}
     atomic_save(state | {"tokenizer": tokenizer, "run": run}, path)
 
 
 def parse_config(state, path):
-    """The Config in a checkpoint of ours."""
     try:
         return Config(**state["config"])
     except (KeyError, TypeError) as error:
@@ -222,7 +212,7 @@ def unpack(path):
             model = build(str(state["args"].model))
         with suppress(FileNotFoundError):  # encode_text asks for the vocabulary; encode_image works without
             tokenizer = Tokenizer.clip() if model.text is not None else None
-        return model.config, our_names(state["state_dict"], model.state_dict()), tokenizer
+        return model.config, checkpoints.our_names(state["state_dict"], model.state_dict()), tokenizer
     if "head.weight" in state["weights"]:
         raise ValueError(f"{path} is a fine-tuned classifier: give the checkpoint that it was made from")
     tokenizer = Tokenizer.from_state(state["tokenizer"]) if state.get("tokenizer") else None
@@ -243,7 +233,7 @@ def load(path, image_size=None):
     config, weights, tokenizer = unpack(path)
     with torch.device("meta"):  # nothing is drawn only to be overwritten
         model = SLIP(replace(config, image_size=image_size or config.image_size))
-    load_weights(model, resize_positions(weights, model.visual), path, assign=True)
+    load_weights(model, checkpoints.resize_positions(weights, model.visual), path, assign=True)
     model.tokenizer = tokenizer
     return model.requires_grad_(False).eval()
 
@@ -256,29 +246,29 @@ def initialise(model, path):
     """
     config, weights, tokenizer = unpack(path)
     if config.model != model.config.model:
-        found = f"{path} holds a {config.model}, not a {model.config.model}"
-        raise ValueError(f"{found}: type --model {config.model}")
+        raise ValueError(
+            f"{path} holds a {config.model}, expected {model.config.model}: type another --model"
+        )
     dropped = ("text", "image_projection", "logit_scale")
     if model.text is not None and tokenizer is not None and tokenizer.vocab_size == model.config.vocab_size:
         model.tokenizer, dropped = tokenizer, ()
     if METHODS[config.method][1] != METHODS[model.config.method][1]:
         dropped += ("branch",)
     weights = {name: value for name, value in weights.items() if not name.startswith(dropped)}
-    visual = {name[7:]: value for name, value in weights.items() if name.startswith("visual.")}
-    weights = {
-        f"branch.slow_tower.{name}": value for name, value in visual.items()
-    } | weights  # starts as a copy
-    return load_fitting(model, resize_positions(weights, model.visual))
+    slow = {
+        n.replace("visual", "branch.slow_tower"): v for n, v in weights.items() if n.startswith("visual.")
+    }
+    weights = slow | weights  # a new momentum encoder is a copy
+    return checkpoints.load_fitting(model, checkpoints.resize_positions(weights, model.visual))
 
 
 def describe(path):
     """A page about a checkpoint: the model, its parts, how it was trained, and what that cost."""
     model, run = load(path), read_checkpoint(path).get("run") or {}
-    parts = {"model": model, "image tower": model.visual, "text tower": model.text, "branch": model.branch}
+    parts = {"image tower": model.visual, "text tower": model.text, "branch": model.branch, "all": model}
     lines = {n: f"{count_parameters(part):,} parameters" for n, part in parts.items() if part is not None}
-    flags = {f"--{name.replace('_', '-')}": value for name, value in run.get("args", {}).items()}
-    course = {name: run[name] for name in ("step", "epoch", "best", "versions", "date") if name in run}
-    lines |= {f"{name} ": value for name, value in asdict(model.config).items()} | flags | course
+    lines |= asdict(model.config) | {f"--{n.replace('_', '-')}": v for n, v in run.get("args", {}).items()}
+    lines |= {name: run[name] for name in ("step", "epoch", "best", "versions", "date") if name in run}
     lines |= run.get("cost") or {}
     return "\n".join([str(find_checkpoint(path)), *(f"  {n:<18} {value}" for n, value in lines.items())])
 

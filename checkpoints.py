@@ -113,7 +113,8 @@ def read_checkpoint(path):
     except Exception as error:  # damaged bytes break the reader in every way there is
         sentence = next(sentence for word, sentence in BROKEN.items() if word in str(error))
         raise ValueError(f"{path} {sentence}") from None
-    if not isinstance(state, dict) or not ("format" in state or hasattr(state.get("args"), "model")):
+    state = state if isinstance(state, dict) else {type(state).__name__: None}
+    if not ("format" in state or "state_dict" in state and hasattr(state.get("args"), "model")):
         raise ValueError(f"{path} {whose(state)}: give a checkpoint.pt of train.py or a published SLIP file")
     if state.get("format", FORMAT) != FORMAT:
         raise ValueError(f"{path} has format {state['format']!r}, expected {FORMAT!r}")
@@ -125,9 +126,9 @@ def read_checkpoint(path):
 def whose(state):
     """What a loaded object is, in words, if it is no checkpoint of this project."""
     for part in ("state_dict", "model"):
-        state = state[part] if isinstance(state, dict) and isinstance(state.get(part), dict) else state
-    if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
-        return f"holds a {type(state).__name__} without weights"
+        state = state[part] if isinstance(state.get(part), dict) else state
+    if not any(isinstance(value, torch.Tensor) for value in state.values()):
+        return f"holds no weights, but {', '.join(map(str, state))[:60]}"
     names = [WRAPPERS.sub("", str(name)) for name in state]
     owners = (owner for word, owner in OWNERS.items() if any(re.match(word, name) for name in names))
     return f"is a state dict of {next(owners, 'another project')} ({len(names)} entries, {names[0]} first)"
