@@ -42,15 +42,11 @@ def close(hits, expected):
 
 
 def test_an_image_depends_on_seed_split_and_index_alone_in_another_process_too():
-    code = (
-        "import scenes; d = scenes.build('train', 9, 3); print(d['captions'], d['images'].ravel().tolist())"
-    )
-    folder, env = Path(scenes.__file__).parent, os.environ | {"PYTHONHASHSEED": "7"}
-    printed = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, env=env
-    )
+    code = "import scenes; d = scenes.build('train', 9, 3); print(d['captions'], d['images'].tolist())"
+    run = dict(cwd=Path(scenes.__file__).parent, env=os.environ | {"PYTHONHASHSEED": "7"})
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **run)
     data = build("train", 9, 3)
-    assert printed.stdout.strip() == f"{data['captions']} {data['images'].ravel().tolist()}"
+    assert printed.stdout.strip() == f"{data['captions']} {data['images'].tolist()}"
     assert (build("train", 5, 3)["images"] == data["images"][:5]).all()
     drawn = [build("train", 50), build("test", 50), build("train", 50, seed=1)]
     assert len({image.tobytes() for data in drawn for image in data["images"]}) == 150
@@ -65,19 +61,16 @@ def test_held_out_pairs_are_in_no_training_image_or_caption_and_in_a_sixth_of_th
 
 
 def test_captions_name_what_the_shares_say_and_six_in_a_hundred_are_wrong_in_one_thing():
-    assert close(
-        (bool(kinds) for *_, kinds, _ in captions("train")), SHARES["kind and colour"] + SHARES["kind"]
-    )
-    assert close(
-        (bool(colours) for *_, colours in captions("train")), SHARES["kind and colour"] + SHARES["colour"]
-    )
+    drawn, texts, kinds, colours = zip(*captions("train"))
+    assert close(map(bool, kinds), SHARES["kind and colour"] + SHARES["kind"])
+    assert close(map(bool, colours), SHARES["kind and colour"] + SHARES["colour"])
     nothing = {text.lower() for text in scenes.NOTHING}
-    assert close((text in nothing for _, text, *_ in captions("train")), SHARES["nothing"])
-    wrong = [len(kinds - {s.kind}) + len(colours - {s.colour}) for s, _, kinds, colours in captions("train")]
+    assert close((text in nothing for text in texts), SHARES["nothing"])
+    wrong = [len(k - {s.kind}) + len(c - {s.colour}) for s, k, c in zip(drawn, kinds, colours)]
     assert max(wrong) == 1 and close(wrong, scenes.WRONG)
-    for drawn, text, *_ in captions("train"):
-        assert named(text, scenes.TEXTURES) <= {drawn.texture} and named(text, scenes.SIZES) <= {drawn.size}
-        assert named(text.replace("-", " "), scenes.BACKGROUNDS) <= {drawn.background}
+    for s, text in zip(drawn, texts):
+        assert named(text, scenes.TEXTURES) <= {s.texture} and named(text, scenes.SIZES) <= {s.size}
+        assert named(text.replace("-", " "), scenes.BACKGROUNDS) <= {s.background}
 
 
 def test_kinds_told_is_the_share_of_captions_that_name_the_kind_and_moves_no_pixel():
