@@ -23,6 +23,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
+from einops import rearrange
 from PIL import Image, ImageColor, ImageDraw
 
 # What captions name, as shares of all captions: 30% name the kind and 38% the colour.
@@ -176,10 +177,10 @@ def _paint(image, thing, side):
     body.paste(dark, moved, mask=_pattern(thing.texture, side))
     flat, cloth = ACCENTS | {"shade": dark}, {"body": body, "hole": image.copy()}
     unit, angle = side * thing.scale / 100, math.radians(thing.tilt)
-    cos, sin = unit * math.cos(angle), unit * math.sin(angle)
-    left, top = (side * (0.5 + shift) for shift in thing.shift)
+    turn = unit * np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    middle = side * (0.5 + np.array(thing.shift))
     for paint, width, outline in _strokes(thing.kind):
-        points = [(round(left + cos * x - sin * y), round(top + sin * x + cos * y)) for x, y in outline]
+        points = (middle + outline @ turn).round().ravel().tolist()
         canvas = image if paint in flat else Image.new("L", (side, side))  # an image, or a mask
         brush, fill = ImageDraw.Draw(canvas), flat.get(paint, 255)
         if width:
@@ -192,19 +193,17 @@ def _paint(image, thing, side):
 
 @functools.cache
 def _strokes(kind):
-    """THINGS[kind] -> [(paint, width of the line or 0, [(x, y), ...] around the middle of the thing)]."""
+    """THINGS[kind] -> [(paint, width of the line or 0, points around the middle of the thing [n, 2])]."""
     strokes = []
     for stroke in THINGS[kind].split(" | "):
         paint, form, *numbers = stroke.split()
-        numbers = [int(n) for n in numbers]
-        width = numbers.pop(0) if form == "line" else 0
-        points = list(zip(numbers[::2], numbers[1::2], strict=True))
+        width = int(numbers.pop(0)) if form == "line" else 0
+        points = np.array(numbers, float).reshape(-1, 2) - 50
         if form in ("oval", "dome"):
-            (x0, y0), (x1, y1) = points
-            turns = [math.pi * (1 + i / 16) for i in range(32 if form == "oval" else 17)]
-            half_x, half_y = (x1 - x0) / 2, (y1 - y0) / 2
-            points = [(x0 + half_x * (1 + math.cos(a)), y0 + half_y * (1 + math.sin(a))) for a in turns]
-        strokes.append((paint, width, [(x - 50, y - 50) for x, y in points]))
+            turns = math.pi * (1 + np.arange(32 if form == "oval" else 17) / 16)
+            circle = np.stack([np.cos(turns), np.sin(turns)], axis=1)
+            points = points.mean(0) + (points[1] - points[0]) / 2 * circle
+        strokes.append((paint, width, points))
     return strokes
 
 
@@ -283,15 +282,12 @@ def build(split, count, seed=0, size=32, kinds_told=None, curated=True):
     return {"images": images, "captions": captions, **labels, "held_out": held_out}
 
 
-def save_sheet(path, data, columns=8, enlarge=3):
-    """The images side by side in one file; their captions are printed."""
-    size = data["images"].shape[1]
-    sheet = Image.new("RGB", (columns * size, -(-len(data["images"]) // columns) * size), "white")
-    for i, (pixels, text) in enumerate(zip(data["images"], data["captions"], strict=True)):
-        row, column = divmod(i, columns)
-        sheet.paste(Image.fromarray(pixels), (column * size, row * size))
-        print(f"{row + 1}.{column + 1}  {text}")
-    sheet.resize([enlarge * side for side in sheet.size], Image.Resampling.NEAREST).save(path)
+def save_sheet(path, data):
+    """Whole rows of eight images, enlarged, in one file; their captions are printed."""
+    images = data["images"][: len(data["images"]) // 8 * 8]
+    sheet = rearrange(images, "(row column) h w c -> (row h) (column w) c", column=8)
+    Image.fromarray(sheet.repeat(3, axis=0).repeat(3, axis=1)).save(path)
+    print("\n".join(data["captions"]))
 
 
 def save_folder(folder, data):
