@@ -24,6 +24,7 @@ import torch.nn.functional as F
 
 import console
 import data
+import folders
 import ranks
 import recipe
 import sets
@@ -196,8 +197,7 @@ def run_image(args, model, device, image):
 
 def open_folder(folder):
     """The images in a folder, and in those below it, as a set without captions."""
-    walk = os.walk(folder, followlinks=True)
-    paths = sorted(os.path.join(at, name) for at, _, names in walk for name in names if is_image(name))
+    paths = [path for path in folders.walk(folder) if is_image(path)]
     if not paths:
         raise FileNotFoundError(f"no images in {folder}: expected a folder of .jpg, .png and the like")
     return Source(folder, Files(paths, [""] * len(paths)))
@@ -220,11 +220,12 @@ def run_query(args, model, device, source):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        description="Zero-shot transfer of trained or published models.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=__doc__.split("\n\n")[1],
+    about, formatter = (
+        "Zero-shot transfer of trained or published models.",
+        argparse.RawDescriptionHelpFormatter,
     )
+    examples = __doc__.split("\n\n")[1]
+    parser = argparse.ArgumentParser(description=about, epilog=examples, formatter_class=formatter)
     add = parser.add_argument
     add("--checkpoint", nargs="+", metavar="FILE", help="run folders, checkpoints or published weight files")
     add("--data", default="scenes", help='sets with commas between, or "all" (default: %(default)s)')
