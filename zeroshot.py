@@ -220,12 +220,9 @@ def run_query(args, model, device, source):
 
 
 def arguments():
-    about, formatter = (
-        "Zero-shot transfer of trained or published models.",
-        argparse.RawDescriptionHelpFormatter,
-    )
-    examples = __doc__.split("\n\n")[1]
-    parser = argparse.ArgumentParser(description=about, epilog=examples, formatter_class=formatter)
+    about, examples = __doc__.split("\n\n")[:2]
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=about, epilog=examples, formatter_class=raw)
     add = parser.add_argument
     add("--checkpoint", nargs="+", metavar="FILE", help="run folders, checkpoints or published weight files")
     add("--data", default="scenes", help='sets with commas between, or "all" (default: %(default)s)')
