@@ -1,221 +1,189 @@
-"""What it costs: each part against a plain reference timed in the same run, so that a ratio means something
-anywhere.
+"""What it costs, beside a plain reference timed in the same run: a ratio means something on any machine.
 
-    python bench.py                    # all four, about 5 minutes on two CPU cores
-    python bench.py step input          # some of them
+    python bench.py                   # everything, minutes on two CPU cores
+    python bench.py step --model vit_b16 --batch 256 512 --compile
 
-step: a whole training step of SLIP against one view's forward and backward through the image tower.
-input: three views of a 500x375 JPEG against torchvision's PIL transforms.
-prompts: class embeddings with prompts cut to their length, against all padded to 77.
-rate: the share of this machine's matrix-product rate which the step reaches.
+step     a training step of SLIP: against one view's forward and backward; its share of the rate of a matrix
+         product in the same precision; images/s; peak memory
+input    three views of a 500x375 JPEG against torchvision's PIL transforms
+prompts  class embeddings of prompts at their own length, against all padded to 77
+host     the host's work for a step of 4,096 rows
 """
 
 import argparse
-import io
+import itertools
+import os
 import statistics
+import tempfile
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from torchvision import transforms
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms as T
 
 import augment
+import console
 import data
-import loop
+import device as devices
+import images
 import ranks
 import recipe
+import sets
 import slip
 import train
+import vit
 import zeroshot
 from text import Tokenizer
 
-BATCH = 16
-WORDS = (
-    "a photo of the red blue old small dog cat house tree on in under near big green street two my".split()
-)
+WORDS = "a photo of the red blue old small dog cat house tree on in under near big green street my".split()
 
 
 def seconds(work, repeats=3):
-    """Median time of `work()` after one call to warm up."""
-    work()
+    """Median time of `work()`, after one call to warm up."""
     times = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
         work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
 
 
-def captions(count, seed=0):
+def captions(count):
     """Captions of 6 to 18 words: 8 to 20 tokens with start and end."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return [" ".join(rng.choice(WORDS, rng.integers(6, 19))) for _ in range(count)]
 
 
-def slip_s16(device):
+def new_model(device, name="vit_s16"):
+    """SLIP with the published size of the vocabulary, of which few merges are used."""
     torch.manual_seed(0)
-    model = slip.build("SLIP_VITS16").to(device).train()
+    model = slip.build(slip.configure("slip", name)).to(device).train()
     model.tokenizer = Tokenizer.train(captions(200))
-    model.tokenizer.end = model.config.vocab_size - 1  # the published vocabulary's size, our few merges
+    model.tokenizer.end = model.config.vocab_size - 1
     return model
 
 
-def flops(model, tokens):
-    """Multiplications and additions of a step: 2 a weight and token forward, twice that backward;
-    attention's products.
-    """
-    visual, text = model.visual, model.text
-    n = visual.positions.shape[1]
-
-    def tower(blocks, width, length):
-        weights = sum(p.numel() for p in blocks.parameters() if p.ndim == 2)
-        return 2 * weights * length + 4 * len(blocks) * length**2 * width
-
-    view = tower(visual.blocks, visual.width, n) + 2 * 768 * visual.width * (n - 1)
-    caption = tower(text.blocks, model.config.text_width, tokens)
-    head = 2 * sum(p.numel() for p in model.branch.parameters() if p.ndim == 2)
-    return BATCH * 3 * (3 * view + caption + 2 * head)
+def random_batch(model, batch, device):
+    """What train.objective takes: crops on the device, parameters of the strong views on the host, tokens."""
+    rng, side = np.random.default_rng(0), model.config.image_size
+    crops = torch.randint(0, 256, (3, batch, 3, side, side), dtype=torch.uint8, device=device)
+    params = torch.tensor(np.stack([augment.draw(rng, augment.SIMCLR) for _ in range(2 * batch)]))
+    rows = dict(images=crops[0], view1=crops[1], view2=crops[2])
+    rows |= dict(view1_params=params[:batch], view2_params=params[batch:])
+    return rows | {"tokens": model.tokenizer(captions(batch), model.config.context).to(device)}
 
 
-def bench_step(device):
-    model = slip_s16(device)
+def product_rate(device):
+    """Multiplications and additions a second of a matrix product, in the precision of a training step."""
+    size, bf16 = 1024 if device.type == "cpu" else 8192, devices.precision(device) == "bf16"
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    return 2 * size**3 / seconds(lambda: a @ a, 9)
+
+
+def bench_step(device, name, batch, compiled):
+    model, settings = new_model(device, name), SimpleNamespace(precision=None, partner="simclr", ssl_scale=1)
+    settings.micro_batch, settings.recompute, words = devices.plan_chunks(model, batch, device)
+    settings.mask_same_class, rows = False, random_batch(model, batch, device)
     optimizer = torch.optim.AdamW(recipe.parameter_groups(model, 0.1), lr=1e-4, fused=True)
-    rng = np.random.default_rng(0)
-    pictures = torch.randint(0, 256, (3, BATCH, 3, 224, 224), dtype=torch.uint8)
-    params = torch.from_numpy(np.stack([augment.draw(rng, augment.SIMCLR) for _ in range(2 * BATCH)]))
-    host = dict(images=pictures[0], view1=pictures[1], view2=pictures[2])
-    host |= dict(view1_params=params[:BATCH], view2_params=params[BATCH:])
-    rows, recompute = loop.chunk_rows(model, BATCH, device)
-    args = SimpleNamespace(micro_batch=rows, recompute=recompute, precision=None, ssl_scale=1.0)
-    loss_of = train.step_loss(model, args, device)
-    texts = captions(BATCH, seed=1)
-    images = torch.randn(BATCH, 3, 224, 224, device=device)
 
     def one_view():
-        with ranks.autocast(device):
-            features = model.visual(images)
-        features.sum().backward()
+        chunks = augment.normalise(rows["images"]).split(settings.micro_batch)
+        with devices.autocast(device):
+            torch.cat([model.visual(chunk) for chunk in chunks]).sum().backward()
 
     def step():
-        loss, _ = loss_of(host | {"caption": list(texts)})
         optimizer.zero_grad()
-        loss.backward()
+        train.objective(model, rows, settings, device)[0].backward()
         optimizer.step()
 
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # counts no fused attention
+        step()
+    for block in model.visual.blocks if compiled else ():
+        block.compile()
     reference, ours = seconds(one_view), seconds(step)
-    print(f"step: SLIP ViT-S/16, batch {BATCH} in chunks of {rows}: {ours:.2f} s; one view {reference:.2f} s")
-    print(f"      ratio {ours / reference:.2f} (the published code: 4.25; three views alone: 3.0)")
-    return model, ours, max(map(len, model.tokenizer(texts)))
+    rate = counter.get_total_flops() / ours / product_rate(device)
+    print(f"step: SLIP {name}, {batch} {words}: {ours:.2f} s, {batch / ours:.0f} images/s")
+    print(f"      {ours / reference:.2f} times one view (the published code: 4.25; three views alone: 3.0)")
+    print(f"      {rate:.0%} of a product's rate; {devices.peak_memory() / 2**30:.1f} GiB at the peak")
 
 
-def bench_rate(device):
-    model, step, tokens = bench_step(device)
-    size = 1024
-    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
-    peak = 2 * size**3 / seconds(lambda: a @ b, 9)
-    count = flops(model, tokens)
-    print(f"rate: a step is {count / 1e9:.0f} GFLOP at {count / step / 1e9:.0f} GFLOP/s;", end=" ")
-    print(f"a product of {size}x{size} matrices runs at {peak / 1e9:.0f}: share {count / step / peak:.0%}")
-
-
-def bench_input(device):
-    """One thread on each side."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    rng, file = np.random.default_rng(0), io.BytesIO()
-    noise = Image.fromarray(rng.integers(0, 256, (47, 63, 3), dtype=np.uint8)).resize(
-        (500, 375), Image.BICUBIC
-    )
-    noise.save(file, "JPEG", quality=90)
-    crop = transforms.RandomResizedCrop
-    tensor = [transforms.ToTensor(), transforms.Normalize(augment.MEAN, augment.STD)]
-    jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
-    blur = transforms.RandomApply([transforms.GaussianBlur(13, (0.1, 2.0))], p=0.5)
-    strong = [
-        crop(224, (0.08, 1)),
-        jitter,
-        transforms.RandomGrayscale(0.2),
-        blur,
-        transforms.RandomHorizontalFlip(),
-    ]
-    light, strong = transforms.Compose([crop(224, (0.5, 1)), *tensor]), transforms.Compose([*strong, *tensor])
+def bench_input(folder, count=16):
+    path, noise = os.path.join(folder, "noise.jpg"), np.random.default_rng(0).integers(0, 256, (47, 63, 3))
+    Image.fromarray(noise.astype(np.uint8)).resize((500, 375), Image.BICUBIC).save(path, quality=90)
+    last = [T.ToTensor(), T.Normalize(augment.MEAN, augment.STD)]
+    colour = [T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8), T.RandomGrayscale(0.2)]
+    colour += [T.RandomApply([T.GaussianBlur(13, (0.1, 2.0))], 0.5), T.RandomHorizontalFlip()]
+    light = T.Compose([T.RandomResizedCrop(224, (0.5, 1)), *last])
+    strong = T.Compose([T.RandomResizedCrop(224, (0.08, 1)), *colour, *last])
+    settings = dict(image_size=224, seed=0, language=True, light_crop=0.5, strong_crop=0.08)
+    source = images.Source("jpeg", images.Files([path] * count, ["a caption"] * count))
+    views = data.Views(source, None, pair=data.PAIRS["simclr"], **settings)
+    batch = data.collate([views[(0, i), (0, i)] for i in range(count)])
 
     def plain():
-        picture = Image.open(file).convert("RGB")
-        return light(picture), strong(picture), strong(picture)
+        loaded = [Image.open(path).convert("RGB") for _ in range(count)]
+        return [view(image) for image in loaded for view in (light, strong, strong)]
 
-    source = data.Source("jpeg", [(None, "")] * 64)
-    source.items = Jpegs(file)
-    views = data.Views(
-        source,
-        None,
-        image_size=224,
-        seed=0,
-        light_crop=0.5,
-        strong_crop=0.08,
-        language=True,
-        pair=data.PAIRS["simclr"],
+    def on_the_device():
+        augment.normalise(batch["images"])
+        return [augment.strong(batch[name], batch[f"{name}_params"]) for name in ("view1", "view2")]
+
+    reference, host = seconds(plain), seconds(lambda: [views[(0, i), (0, i)] for i in range(count)])
+    both = (host + seconds(on_the_device)) / reference
+    print(
+        f"input: PIL transforms {1000 * reference / count:.1f} ms an image; ours {host / reference:.2f} of it,"
     )
-    batch = data.collate([views[((0, i), (0, i))] for i in range(16)])
-    chunk = {name: value for name, value in batch.items() if name not in ("caption", "skipped")}
-    reference = seconds(lambda: [plain() for _ in range(16)], 5) / 16
-    host = seconds(lambda: [views[((0, i), (0, i))] for i in range(16)], 5) / 16
-    both = host + seconds(lambda: data.device_views(chunk), 5) / 16
-    print(f"input: PIL transforms {1000 * reference:.1f} ms a picture, our host part {1000 * host:.1f} ms")
-    print(f"       ratio {host / reference:.2f}; with the device part on the CPU {both / reference:.2f}")
-    torch.set_num_threads(threads)
-
-
-class Jpegs:
-    """One JPEG in memory, as often as asked for."""
-
-    def __init__(self, file):
-        self.file = file
-
-    def __getitem__(self, index):
-        return data.read_picture(io.BytesIO(self.file.getvalue())), "a caption"
+    print(f"       with the device's part on the CPU {both:.2f}")
 
 
 def bench_prompts(device, classes=40):
-    model = slip_s16(device).eval()
-    names = [" ".join(WORDS[(i + j) % len(WORDS)] for j in range(1 + i % 3)) for i in range(classes)]
-    templates = data.tasks.PROMPTS["imagenet"]
-    cut = seconds(lambda: zeroshot.classifier(model, names, templates, device), 1)
-    tokenizer = model.tokenizer
-
-    def padded(texts, context=77):
-        rows = tokenizer(texts, context)  # [P, L]
-        return torch.nn.functional.pad(rows, (0, context - rows.shape[1]))
-
-    model.tokenizer = padded
+    model, templates = new_model(device).eval(), sets.prompts("imagenet")
+    names, tokenizer = [caption[:12] for caption in captions(classes)], model.tokenizer
+    ours = seconds(lambda: zeroshot.classifier(model, names, templates, device), 1)
+    model.tokenizer = lambda texts, n: F.pad(tokenizer(texts, n), (0, n))[:, :n]
     full = seconds(lambda: zeroshot.classifier(model, names, templates, device), 1)
-    print(
-        f"prompts: {classes} classes x {len(templates)} prompts {cut:.2f} s, padded to 77 {full:.2f} s",
-        end=": ",
-    )
-    print(f"{full / cut:.1f} x faster; 1,000 classes take {cut * 1000 / classes:.0f} s here")
+    print(f"prompts: {classes} x {len(templates)} in {ours:.2f} s; padded to 77 {full / ours:.1f} times that")
 
 
-BENCHES = {"rate": bench_rate, "step": bench_step, "input": bench_input, "prompts": bench_prompts}
+def bench_host(rows=4096):
+    batches = data.Batches(15_000_000, None, rows, 0, range(8), lambda batch: batch)
+    texts, tokenizer = captions(rows), Tokenizer.train(captions(200))
+    samples = [dict(images=torch.zeros(3, 32, 32, dtype=torch.uint8), caption=text) for text in texts]
+    order, tokens = seconds(lambda: list(batches)) / 8, seconds(lambda: tokenizer(texts, 77))
+    collate = seconds(lambda: data.collate([sample | {"skipped": []} for sample in samples]))
+    print(f"host: {rows:,} rows, microseconds: order {1e6 * order:,.0f}; in the workers: ", end="")
+    print(f"tokens {1e6 * tokens:,.0f}, collate at 32 pixels {1e6 * collate:,.0f}")
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Time the parts against plain references, in one run.")
-    parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"any of {', '.join(BENCHES)} (default: all)"
-    )
+    add, names = parser.add_argument, ["step", "input", "prompts", "host"]
+    add("parts", nargs="*", metavar="PART", help=f"any of {', '.join(names)} (default: all)")
+    add("--model", nargs="+", choices=vit.SIZES, default=["vit_s16"], help="of step (default: vit_s16)")
+    add("--batch", nargs="+", type=console.positive_int, default=[16], help="of step (default: 16)")
+    add("--compile", action="store_true", help="of step: torch.compile the blocks")
+    add("--device", help="cpu, cuda, cuda:N, xpu or mps (default: the best there is)")
     args = parser.parse_args(argv)
-    unknown = [part for part in args.parts if part not in BENCHES]
-    if unknown:
-        parser.error(f"unknown part {unknown[0]!r}: expected any of {', '.join(BENCHES)}")
-    device = ranks.start()
+    parts, device = args.parts or names, ranks.start(args.device)
+    if not set(names) >= set(parts):
+        console.fail(parser, f"found {' '.join(parts)}, expected any of {', '.join(names)}")
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads")
-    for part in args.parts or ["rate", "input", "prompts"]:  # rate times the step as well
-        BENCHES[part](device)
+    for name, batch in itertools.product(args.model, args.batch) if "step" in parts else ():
+        bench_step(device, name, batch, args.compile)
+    if "input" in parts:
+        with tempfile.TemporaryDirectory() as folder:
+            bench_input(folder)
+    if "prompts" in parts:
+        bench_prompts(device)
+    if "host" in parts:
+        bench_host()
 
 
 if __name__ == "__main__":

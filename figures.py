@@ -1,233 +1,119 @@
-"""What is better looked at: a run in pictures, drawn from its checkpoint, its log and its data.
+"""Figures: a run drawn from its checkpoint and its data, and the tables of tables.py as bars or curves.
 
     pip install matplotlib
-    python figures.py runs/scenes-slip                                # all, to runs/scenes-slip/figures; 13 s
-    python figures.py runs/scenes-slip runs/scenes-clip --only curves  # two runs, one laid over the other
-    python figures.py runs/scenes-slip --image boat.png               # views and attention of your picture
+    python figures.py runs/scenes-slip                     # all four, to runs/scenes-slip/figures
+    python figures.py runs/a runs/b --only curves --out curves.png      # one run laid over the other
+    python figures.py --table main                         # to runs/tables/main.png
 
-views        a picture, and what the image tower sees of it in five epochs
-curves       the losses and the zero-shot accuracy after each epoch, beside chance
-similarity   captions against pictures, both held out from training: does each find its own?
-predictions  test pictures, and the classes which the prompts find likeliest
-attention    where the class token looks in the last block
-map          features of test pictures, in the plane in which the classes differ most
-tokens       how captions are cut
+views        an image, and what the image tower sees of it in five epochs
+curves       the loss at each step; losses and accuracies after each epoch, beside chance
+similarity   captions against images, both held out from training: does each find its own?
+predictions  test images, and the classes that the prompts find likeliest
 
-A figure is a PNG of at most 120 KB, decided by the run and its seed. Not here: accuracies (zeroshot.py).
+Left to others: accuracies (zeroshot.py), tables (tables.py).
 """
 
 import argparse
-import csv
 import io
 import math
 import os
+import re
+import statistics
 import sys
 import textwrap
-from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import repeat
 from PIL import Image
 
 import augment
+import console
 import data
-import loop
-import measure
 import ranks
-import retrieval
 import sets
 import slip
-import tasks
+import tables
 import zeroshot
 
-LIMIT = 120_000  # bytes of a file
-RARE = "Two kittens asleep in the café"  # words that few sets of captions know
-# Okabe and Ito's colours, which every kind of eye tells apart; and still nothing is said by colour alone.
+# Okabe and Ito's colours, which every kind of eye tells apart; and nothing is said by colour alone.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS, DASHES = "osD^vPX<*hp>", ("-", "--", "-.", ":")
 STYLE = {"font.size": 10, "axes.titlesize": 10, "figure.titlesize": 11, "text.parse_math": False}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False}
-
-
-class Without(Exception):
-    """Why a run has no such figure, in a sentence."""
+VIEWS = {"images": "for the caption", "images2": "for the caption", "view1": "strong 1", "view2": "strong 2"}
+LOSSES = {"loss": "loss at each step", "clip_loss": "clip_loss, nats", "ssl_loss": "ssl_loss"}
 
 
 class Run:
-    """A run folder, the logs of others beside its own, and its sets, opened when a figure first asks.
+    """A run folder or a checkpoint: its model, flags and log. Raises ValueError or FileNotFoundError."""
 
-    `image`: a picture file instead of the sets. Raises ValueError or FileNotFoundError with one sentence.
-    """
+    def __init__(self, path, root=None):
+        file = slip.find_checkpoint(path)
+        self.folder = os.path.dirname(os.path.abspath(file))
+        self.name = os.path.basename(self.folder)
+        self.record = slip.read_checkpoint(file).get("run") or {}
+        self.args = self.record.get("args", {})
+        if not {"data", "method", "seed"} <= self.args.keys():
+            raise ValueError(f"{file} does not say how it was trained: expected a checkpoint of train.py")
+        self.language, self.partner = slip.METHODS[self.args["method"]]
+        self.root, self.seed = root or self.args["root"], self.args["seed"]
+        self.device = ranks.start()
+        self.model = slip.load(file).to(self.device)
 
-    def __init__(self, folders, root=None, image=None):
-        base = os.path.commonpath([os.path.dirname(os.path.abspath(folder)) for folder in folders])
-        self.logs = {os.path.relpath(folder, base): read_log(folder) for folder in folders}
-        self.args = next(iter(self.logs.values()))[0]
-        self.root, self.seed, self.device = root or self.args["root"], self.args["seed"], ranks.start()
-        self.model = slip.load(os.path.join(folders[0], loop.CHECKPOINT)).to(self.device)
-        self.own = data.Source(os.path.basename(image), [(read_own(image), "")]) if image else None
-
-    def open(self, split):
+    def open(self, split, name=None):
         try:
-            return self.own or sets.open_source(self.args["data"], self.root, split)
+            return sets.open_source(name or self.args["data"], self.root, split)
         except (ValueError, FileNotFoundError) as error:
-            raise Without(error) from None
+            raise console.Stop(str(error)) from None
 
-    @cached_property
-    def train(self):
-        """(pictures it was trained on, pictures held out from these)"""
+    def part(self, held):
+        """The images it was trained on (0) or those held out from these (1)."""
         whole = self.open("train")
-        return [data.part(whole, indices) for indices in data.holdout(len(whole), self.seed)]
-
-    @cached_property
-    def test(self):
-        return self.open("test")
+        return data.subset(whole, data.holdout(len(whole), self.seed)[held])
 
     def order(self, count):
         """0 to count - 1, shuffled by the seed."""
-        return np.random.default_rng((self.seed, count)).permutation(count).tolist()
+        return data.permutation(count, self.seed, 0).tolist()
 
-    def needs(self, captions=False, classes=False):
-        if captions and self.model.text is None:
-            raise Without(f"a {self.args['method']} model is trained without captions")
-        if classes and self.test.classes is None:
-            raise Without(f"{self.test.name} has captions, no classes")
+    def column(self, name):
+        """-> [(step, value)] of a column of the log; of "loss" the points that the checkpoint keeps."""
+        rows = [(row["step"], row[name]) for row in self.record.get("rows", []) if row.get(name, "") != ""]
+        return self.record.get("points") or rows if name == "loss" else rows
 
-
-def read_log(folder):
-    """A run folder -> (the args of its training, the rows of its log.csv: none in the first epoch)."""
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"no run folder at {folder}: type one that train.py has made, runs/NAME")
-    path = os.path.join(folder, loop.CHECKPOINT)
-    args = (slip.read(path).get("run") or {}).get("args", {})
-    if not {"data", "method", "batch_size"} <= args.keys():
-        raise ValueError(f"{path} does not say how it was trained: expected a checkpoint of train.py")
-    path = os.path.join(folder, "log.csv")
-    if not os.path.exists(path):
-        return args, []
-    with open(path, newline="", encoding="utf-8") as file:
-        return args, list(csv.DictReader(file))
-
-
-def read_own(path):
-    try:
-        return data.read_picture(path)
-    except Exception as error:  # damaged files break Pillow in every way there is
-        raise ValueError(f"cannot read the picture {path}: {error}") from None
-
-
-# The numbers
-
-
-def chances(run, column):
-    """The values of a column of the logs before anything is learned, where they are known."""
-    values, branch = set(), run.model.branch
-    for args, _ in run.logs.values():
-        language, partner = slip.METHODS[args["method"]]
-        if column == "clip_loss" and language:
-            values.add(math.log(args["batch_size"]))
-        elif column == "ssl_loss" and branch and partner == slip.METHODS[run.args["method"]][1]:
-            values.add(branch.chance(args["batch_size"])[0])
-        elif column == "zeroshot_top1" and language and args["data"] == run.args["data"]:
-            try:
-                values.add(measure.chance("top1", len(run.test.classes)))
-            except Without:  # the set is not here, the log is
-                pass
-    return sorted(values)
+    def chance(self, column):
+        """The value of a column before anything is learned; None where it is not known."""
+        if column == "clip_loss":
+            return math.log(self.args["batch_size"])
+        if column == "ssl_loss":
+            return self.model.branch.chance(self.args["batch_size"])[0]
+        if column.startswith("zeroshot_"):
+            name = column.removeprefix("zeroshot_")
+            return 100 / len(self.open("test", name).classes) if sets.found(name, self.root) else None
+        return None
 
 
 def training_views(run, source, keys):
     """n keys (epoch, index) -> what training makes of them: {view: normalised [n, 3, S, S]}, n captions.
 
-    Hidden patches are grey. With --ssl-data the strong views are another set's: left out.
+    Hidden patches are grey. With --ssl-data the strong views are another set's, and left out.
     """
-    args, config, (language, partner) = run.args, run.model.config, slip.METHODS[run.args["method"]]
-    views = data.Views(
-        source, None, image_size=config.image_size, patch=config.patch, seed=run.seed,
-        light_crop=args["light_crop"], strong_crop=args["strong_crop"], language=language,
-        pair=None if args.get("ssl_data") else data.PAIRS.get(partner),
-        clip_strong=augment.SIMCLR if args["clip_aug"] == "simclr" else None,
-        clip_views=args.get("clip_views", 1),
-    )  # fmt: skip
+    args, config = run.args, run.model.config
+    settings = {name: args[name] for name in ("light_crop", "strong_crop", "clip_views")}
+    settings |= dict(image_size=config.image_size, patch=config.patch, seed=run.seed, language=run.language)
+    settings["pair"] = data.PAIRS[run.partner] if run.partner and not args["ssl_data"] else None
+    settings["clip_strong"] = augment.SIMCLR if args["clip_aug"] == "simclr" else None
+    views = data.Views(source, None, templates=sets.caption_templates(source.name), **settings)
     batch = data.collate([views[key, key] for key in keys])
-    del batch["skipped"]
-    captions = batch.pop("caption", [])
-    shown, side = data.device_views(batch), config.image_size // config.patch
-    for name in [name for name in shown if name.endswith("_mask")]:
-        mask = repeat(shown.pop(name), "n (h w) -> n 1 (h p) (w q)", h=side, p=config.patch, q=config.patch)
-        view = name.removesuffix("_mask")
-        shown[view] = shown[view].masked_fill(mask, 0)  # the mean of all colours
-    return shown, captions
+    shown = run.model.make_views({name: value for name, value in batch.items() if torch.is_tensor(value)})
+    if "view1_mask" in shown:
+        grid = dict(h=config.image_size // config.patch, p=config.patch, q=config.patch)
+        mask = repeat(shown["view1_mask"], "n (h w) -> n 1 (h p) (w q)", **grid)
+        shown["view1"] = shown["view1"].masked_fill(mask, 0)  # the mean of all colours
+    return {name: shown[name] for name in VIEWS if name in shown}, batch.get("caption", [])
 
 
-def held_out(run):
-    """At most eight held-out pairs of different labels or captions -> (captions, normalised [n, 3, S, S])."""
-    run.needs(captions=True)
-    held, first = run.train[1], {}
-    for index in run.order(len(held)):
-        first.setdefault(str(held.label(index)), index)
-    if len(first) < 2:
-        raise Without(f"too few pictures of {held.name} were held out")
-    shown, captions = training_views(run, held, [(0, index) for index in list(first.values())[:8]])
-    return captions, shown["images"]
-
-
-@torch.no_grad()
-def cosines(model, captions, images, device):
-    """B captions, normalised images [B, 3, S, S] -> [B, B]: a caption's cosines with the images are a row."""
-    text_embed = retrieval.embed_texts(model, captions, device)  # [B, E]
-    image_embed = retrieval.embed_images(model, images.to(device))  # [B, E]
-    return (text_embed @ image_embed.T).cpu().numpy()
-
-
-def likeliest(run, source, count):
-    """n labelled pictures -> probabilities and classes [n, count], the likeliest first, and labels [n]."""
-    model, prompts = run.model, tasks.prompts(source.name)
-    weights = zeroshot.classifier(model, source.classes, prompts, run.device)  # [K, E]
-    embeds, labels = measure.over(
-        source, model.config.image_size, run.device, lambda x: retrieval.embed_images(model, x)
-    )  # [n, E]
-    scores = model.logit_scale.exp().detach() * embeds @ weights.T  # [n, K], out of autocast
-    values, classes = scores.softmax(1).topk(min(count, len(source.classes)))
-    return values.tolist(), classes.tolist(), labels.tolist()
-
-
-@torch.no_grad()
-def attention_weights(vit, images):
-    """Normalised images [B, 3, S, S] -> softmax(q k^T / sqrt(d)) of the last block, [B, H, 1 + N, 1 + N].
-
-    The tower's fused attention keeps them to itself: a hook takes its input, and q and k are made again.
-    """
-    layer, taken = vit.blocks[-1].attention, []
-    with layer.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0])):
-        vit(images)
-    q, k, _ = rearrange(layer.qkv(taken[0]), "b n (three h d) -> three b h n d", three=3, h=layer.heads)
-    return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
-
-
-def plane(features, labels):
-    """PCA of the class means: features [n, D], labels [n] -> (their centre [D], orthonormal axes [D, 2])."""
-    means = torch.stack([features[labels == label].mean(0) for label in labels.unique()])  # [K, D]
-    centre = means.mean(0)
-    return centre, torch.linalg.svd(means - centre).Vh[:2].T
-
-
-def cut(tokenizer, caption, context):
-    """A caption -> [(id, its text, the number of its word; None for start and end)]."""
-    found, word = [], 0
-    for token in tokenizer(caption, context)[0].tolist():
-        if token >= tokenizer.start:
-            found.append((token, "start" if token == tokenizer.start else "end", None))
-        else:
-            piece = tokenizer.pieces[token]  # bytes; a space ends a word
-            found.append((token, piece.decode("utf-8", "backslashreplace").strip(), word))
-            word += piece.endswith(b" ")
-    return found
-
-
-# The figures: a run -> a matplotlib Figure
+# The figures: each returns one of matplotlib's
 
 
 def sheet(width, height, title):
@@ -239,273 +125,202 @@ def sheet(width, height, title):
     return figure
 
 
-def show(axis, picture, **style):
-    """A picture, heat [h, w] or normalised view [3, S, S], without ticks; small ones' pixels stay squares."""
-    if torch.is_tensor(picture):  # normalised
-        picture = augment.denormalise(picture[None])[0].permute(1, 2, 0)
-    picture = np.asarray(picture)
+def show(axis, image, **style):
+    """An image or a normalised view [3, S, S], without ticks; the pixels of small ones stay squares."""
+    if torch.is_tensor(image):
+        image = augment.denormalise(image[None])[0].permute(1, 2, 0)
+    image = np.asarray(image)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
-    return axis.imshow(picture, interpolation="nearest" if len(picture) < 96 else "antialiased", **style)
+    axis.imshow(image, interpolation="nearest" if len(image) < 96 else "antialiased", **style)
 
 
 def views(run):
-    seen, strong = run.train[0], run.args["clip_aug"] == "simclr"
-    first_batch = data.permutation(len(seen), run.seed, 0)[: run.args["batch_size"]]
-    index = int(first_batch[-1])  # one that has a caption under --captions too
+    seen = run.part(0)
+    index = run.order(len(seen))[0]
     shown, captions = training_views(run, seen, [(epoch, index) for epoch in range(5)])
-    kind = f"{'strong view' if strong else 'light crop'}\nfor the caption"
-    names = {"images": kind, "images2": kind, "view1": "strong view 1", "view2": "strong view 2"}
-    title = "A picture, and what the image tower sees of it in five epochs"
-    figure = sheet(9.6, 1.5 * len(shown) + 0.9, title)
+    title = "An image, and what the image tower sees of it in five epochs"
+    figure = sheet(9.6, 1.5 * len(shown) + 1.2, title)
     axes = figure.subplots(len(shown), 6, squeeze=False)
     show(axes[0, 0], seen[index][0])
-    told = [textwrap.fill(f"“{textwrap.shorten(text, 60)}”", 18) for text in dict.fromkeys(captions) if text]
-    axes[0, 0].set_title(f"from {seen.name}")
-    style = dict(ha="center", va="top", in_layout=len(shown) == 1)  # else there is room below
-    axes[0, 0].text(0.5, -0.05, "\n".join(told), transform=axes[0, 0].transAxes, **style)
+    axes[0, 0].set_title(os.path.basename(seen.name))
+    captions = [textwrap.fill(textwrap.shorten(caption, 60), 18) for caption in dict.fromkeys(captions)]
+    axes[0, 0].set_xlabel("\n".join(captions), in_layout=len(shown) == 1)  # else there is room below
     for axis in axes[1:, 0]:
         axis.axis("off")
-    for row, (name, pictures) in zip(axes[:, 1:], shown.items()):
-        row[0].set_ylabel(names[name])
-        for axis, picture in zip(row, pictures):
-            show(axis, picture)
-    for epoch, axis in enumerate(axes[0, 1:], 1):
-        axis.set_title(f"epoch {epoch}")
+    for row, (name, images) in zip(axes[:, 1:], shown.items()):
+        row[0].set_ylabel(VIEWS[name])
+        for axis, image in zip(row, images):
+            show(axis, image)
     return figure
 
 
-def curves(run):
-    empty = [name for name, (_, rows) in run.logs.items() if not rows]
-    if empty:
-        raise Without(f"{empty[0]} has no log.csv, which is written at the end of the first epoch")
-    names = ", ".join(dict.fromkeys(args["data"] for args, _ in run.logs.values()))
-    partners = dict.fromkeys(slip.METHODS[args["method"]][1] for args, _ in run.logs.values())
-    partners = ", ".join(name for name in partners if name)
-    unit = ", nats" if partners == "simclr" else ""
-    titles = {"clip_loss": "clip_loss (InfoNCE), nats", "ssl_loss": f"ssl_loss ({partners}){unit}"}
-    titles |= {"zeroshot_top1": f"zero-shot top-1 on {names}, %"}
-    drawn = [n for n in titles if any(row.get(n) for _, rows in run.logs.values() for row in rows)]
-    figure = sheet(3.4 * len(drawn) + 0.4, 3.6, "Training, epoch by epoch")
-    axes, lines = figure.subplots(1, len(drawn), squeeze=False)[0], {}
-    for axis, column in zip(axes, drawn):
-        axis.margins(y=0.12)
-        for i, (name, (_, rows)) in enumerate(run.logs.items()):
-            points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
-            if points:
-                style = dict(color=COLOURS[i % 7], linestyle=DASHES[i % 4], marker=MARKERS[i % 12])
-                (lines[name],) = axis.plot(*zip(*points), **style, markersize=4)
-        for value in chances(run, column):
+def curves(*runs):
+    """The runs laid over each other: a panel for each column that one of them has."""
+    measured = [column for run in runs for row in run.record.get("rows", []) for column in row]
+    measured = [name for name in measured if name.startswith(("zeroshot_", "val_top1", "val_r1", "knn_"))]
+    columns = [c for c in dict.fromkeys([*LOSSES, *measured]) if any(run.column(c) for run in runs)]
+    if not columns:
+        raise console.Stop(f"{runs[0].name} has no step in its log yet")
+    figure, lines = sheet(3.2 * len(columns) + 0.4, 3.7, "Training"), {}
+    for axis, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns):
+        drawn = [run for run in runs if run.column(column)]
+        for run in drawn:
+            i, points = runs.index(run), run.column(column)
+            style = dict(color=COLOURS[i % 7], linestyle=DASHES[i % 4])
+            style |= dict(marker=MARKERS[i % 12], markersize=4) if len(points) < 40 else {}
+            (lines[textwrap.fill(run.name, 28)],) = axis.plot(*zip(*points), **style)
+        chances = {run.chance(column) for run in drawn} - {None}
+        for value in chances:
             axis.axhline(value, color="#666666", linestyle=":", linewidth=1)
-            style = dict(ha="right", va="bottom", fontsize=9, transform=axis.get_yaxis_transform())
-            axis.text(0.98, value, f"chance {value:.3g}", **style)
-        axis.set(title=titles[column], xlabel="step", xlim=(0, None), ylim=(0, None))
+            style = dict(transform=axis.get_yaxis_transform(), va="bottom")
+            axis.text(0.6, value, f"chance {value:.3g}", **style)
+        top = 1.2 * max([value for run in drawn for _, value in run.column(column)] + list(chances))
+        title = textwrap.fill(LOSSES.get(column, f"{column.replace('_', ' ')}, %"), 28)
+        axis.set(title=title, xlabel="step", xlim=(0, None), ylim=(0, top or 1))
         axis.grid(alpha=0.25)
-    names = [name for name in run.logs if name in lines]
-    figure.legend([lines[name] for name in names], names, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
+def held_out(run):
+    """At most eight held-out pairs of different captions or labels -> (captions, normalised [n, 3, S, S])."""
+    held, first = run.part(1), {}
+    for index in run.order(len(held)):
+        first.setdefault(str(held.label(index)), index)
+    if len(first) < 2 or not run.language:
+        raise console.Stop(f"{run.name} has no language, or held out too few images of {held.name}")
+    shown, captions = training_views(run, held, [(0, index) for index in list(first.values())[:8]])
+    return captions, shown["images"]
+
+
+@torch.no_grad()
 def similarity(run):
     captions, images = held_out(run)
-    matrix, n = cosines(run.model, captions, images, run.device), len(captions)
-    texts, pictures = ((matrix.argmax(axis) == np.arange(n)).sum() for axis in (1, 0))
-    title = (
-        f"Cosines of held-out pairs: {texts} captions find their picture, {pictures} pictures their caption "
-    )
-    title += "(framed: the pairs, bold: the largest of a row)"
-    figure = sheet(0.56 * n + 2, 0.56 * n + 1.1, title)
+    text_embed = zeroshot.embed_texts(run.model, captions, run.device)  # [n, E]
+    image_embed = zeroshot.unit(run.model.encode_image(images.to(run.device)))  # [n, E]
+    matrix, n = (text_embed @ image_embed.T).cpu().numpy(), len(captions)  # a caption's cosines are a row
+    texts, found = ((matrix.argmax(axis) == np.arange(n)).sum() for axis in (1, 0))
+    title = f"Cosines of held-out pairs: {texts} captions find their image, {found} images their caption"
+    figure = sheet(0.56 * n + 2, 0.56 * n + 1.1, f"{title} (framed: the pairs)")
     axis = figure.subplots()
     shade = axis.imshow(matrix, cmap="cividis").norm(matrix)
     for (row, column), value in np.ndenumerate(matrix):
-        style = dict(weight="bold" if value == matrix[row].max() else "normal", fontsize=9)
-        style |= dict(color="white" if shade[row, column] < 0.6 else "black", ha="center", va="center")
-        axis.text(column, row, f"{value:.2f}", **style)
+        colour = "white" if shade[row, column] < 0.6 else "black"
+        axis.text(column, row, f"{value:.2f}", color=colour, ha="center", va="center", fontsize=9)
     for i in range(n):
         axis.bar(i, 0.92, 0.92, i - 0.46, fill=False, edgecolor=COLOURS[1], linewidth=2)
         show(axis, images[i], extent=(i - 0.46, i + 0.46, -0.6, -1.52))
     axis.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -1.55), aspect="auto")
     axis.set_yticks(range(n), [textwrap.fill(textwrap.shorten(text, 60), 22) for text in captions])
-    axis.tick_params(length=0)
     return figure
 
 
-def label_of(classes, label):
-    """A class's name, short; the first where it has several."""
-    name = classes[label] if isinstance(classes[label], str) else classes[label][0]
-    return textwrap.shorten(name, 22, placeholder=" ...")
-
-
+@torch.no_grad()
 def predictions(run):
-    run.needs(captions=True, classes=True)
-    classes, chosen = run.test.classes, data.part(run.test, run.order(len(run.test))[:15])
-    values, found, labels = likeliest(run, chosen, 3)
-    rows, right = math.ceil(len(chosen) / 3), sum(k[0] == truth for k, truth in zip(found, labels))
-    title = (
-        f"{len(chosen)} test pictures of {run.test.name}, drawn at random: prompts name {right} of them right"
-    )
-    figure = sheet(9.5, 1.25 * rows + 0.5, title)
-    axes = figure.subplots(rows, 6, squeeze=False, width_ratios=(1, 1.7) * 3).reshape(-1, 2)
-    for axis in axes.flat:
-        axis.axis("off")
-    for i, (truth, (picture, bars)) in enumerate(zip(labels, axes)):
-        show(picture, chosen[i][0])
-        for place, (value, k) in enumerate(zip(values[i], found[i])):
-            weight, blame = "bold" if k == truth else "normal", COLOURS[1] if place == 0 else "#999999"
-            bars.text(0, place, f"{value:.0%} {label_of(classes, k)}", weight=weight, fontsize=9, va="bottom")
-            bars.barh(place, value, 0.25, align="edge", color=COLOURS[0] if k == truth else blame)
-        hit = found[i][0] == truth
-        mark = "✓ right" if hit else f"✗ it is: {label_of(classes, truth)}"
-        bars.text(0, -0.95, mark, fontsize=9, va="bottom", color=COLOURS[0 if hit else 1], weight="bold")
-        bars.set(xlim=(0, 1), ylim=(2.4, -1.4))
+    test = run.open("test", "scenes" if run.args["data"].startswith("scenes-") else None)
+    if test.classes is None or not run.language:
+        raise console.Stop(f"{run.name} has no language, or {test.name} no classes")
+    chosen = data.subset(test, run.order(len(test))[:18])
+    names = [name if isinstance(name, str) else name[0] for name in test.classes]
+    weights = zeroshot.classifier(run.model, test.classes, sets.prompts(test.name), run.device)  # [K, E]
+    embeds, labels, _ = zeroshot.embed_images(run.model, chosen, run.device)  # [n, E], [n]
+    values, found = (run.model.logit_scale.exp() * embeds @ weights.T).softmax(1).max(1)  # [n]
+    title = f"{len(chosen)} test images of {test.name}, drawn at random: prompts name "
+    figure = sheet(9.6, 5.8, f"{title}{(found == labels).sum()} of them right")
+    rows = zip(figure.subplots(3, 6).flat, values.tolist(), found.tolist(), labels.tolist())
+    for i, (axis, value, k, truth) in enumerate(rows):
+        show(axis, chosen[i][0])
+        words = f"{names[k]} {value:.0%} " + ("✓" if k == truth else f"✗ it is {names[truth]}")
+        axis.set_title(textwrap.fill(words, 20), fontsize=9, color=COLOURS[0 if k == truth else 1])
     return figure
 
 
-def attention(run):
-    test, vit, size = run.test, run.model.visual, run.model.config.image_size
-    chosen = run.order(len(test))[:8]
-    images = [augment.evaluation_view(test[i][0], size) for i in chosen]
-    images = augment.normalise(torch.stack(images))  # [B, 3, S, S]
-    weights = attention_weights(vit, images.to(run.device)).cpu()  # [B, H, 1 + N, 1 + N]
-    heads, side = weights.shape[1], size // vit.patch_embed.patch
-    weights = weights[:, :, 0, 1:].mean(1)  # [B, N]; what the class token gives to itself is left out
-    heat = rearrange(100 * weights / weights.sum(1, keepdim=True), "b (h w) -> b h w", h=side).numpy()
-    even = f"even: {100 / side**2:.3g}% a patch"
-    title = f"Where the class token looks: last block, mean of {heads} heads ({even})"
-    figure = sheet(1.3 * len(chosen) + 2, 3.4, title)
-    axes = figure.subplots(2, len(chosen), squeeze=False)
-    for i, (above, below) in enumerate(axes.T):
-        show(above, images[i])
-        name = label_of(test.classes, test.label(chosen[i])) if test.classes else test.name
-        above.set_title(textwrap.fill(name, 14))
-        drawn = show(below, heat[i], cmap="cividis", vmin=0, vmax=heat.max())
-        for (y, x), value in np.ndenumerate(heat[i]):
-            if side <= 4:
-                style = dict(color="white" if value < 0.6 * heat.max() else "black", fontsize=8)
-                below.text(x, y, f"{value:.0f}", ha="center", va="center", **style)
-    figure.colorbar(drawn, ax=axes, label="% of its attention\nto the patches")
-    return figure
-
-
-def map_(run):
-    """The plane is found on half of the pictures, and the other half drawn: else noise would part as well."""
-    run.needs(classes=True)
-    kinds = set(run.order(len(run.test.classes))[: len(MARKERS)])
-    chosen = [i for i in run.order(len(run.test)) if run.test.label(i) in kinds]
-    test, size = data.part(run.test, chosen[:960]), run.model.config.image_size
-    x, labels = (result.cpu() for result in measure.over(test, size, run.device, run.model.visual))  # [n, D]
-    x = F.normalize(x, dim=1)
-    centre, axes = plane(x[::2], labels[::2])
-    x, labels = x[1::2] - centre, labels[1::2]
-    points = x @ axes  # [n / 2, 2]
-    share = points.square().sum() / x.square().sum()
-    title = f"Features of {len(x)} test pictures of {test.name}, in the plane in which the means of the "
-    title += f"classes (taken on {len(test) - len(x)} others) differ most: {share:.0%} of the variance"
-    figure = sheet(8, 5.5, title)
-    axis, written = figure.subplots(), []
-    axis.set(xticks=[], yticks=[])
-    styles = list(zip(labels.unique().tolist(), COLOURS * 2, MARKERS))
-    for k, colour, marker in styles:
-        axis.scatter(*points[labels == k].T, color=colour, marker=marker, s=22, alpha=0.6, linewidths=0)
-    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
-    for k, colour, _ in styles:
-        x0, y0 = points[labels == k].mean(0).tolist()
-        while any(abs(x0 - x1) * 7 < right - left and abs(y0 - y1) * 22 < high - low for x1, y1 in written):
-            y0 += (high - low) / 100  # up, until it is clear of the names already written
-        written.append((x0, y0))
-        style = dict(facecolor="white", alpha=0.75, linewidth=0, pad=1)
-        axis.text(x0, y0, label_of(test.classes, k), color=colour, weight="bold", ha="center", bbox=style)
-    return figure
-
-
-def tokens(run):
-    """x counts letters, y lines of boxes."""
-    tokenizer, y, centred = run.model.tokenizer, 0.0, dict(ha="center", va="center")
-    longest = sorted(held_out(run)[0], key=len)[-3:]
-    figure = sheet(
-        8.5,
-        1,
-        "How captions are cut: a token is a box with its id, a tint is a word; rare words go in pieces",
-    )
-    axis = figure.subplots()
-    for caption in [*longest, RARE]:
-        told = textwrap.shorten(caption, 80, placeholder=" ...")
-        axis.text(0.2, y + 0.3, told, va="center", style="italic")
-        x, y = 0, y + 0.55
-        for token, piece, word in cut(tokenizer, caption, run.model.config.context):
-            width = max(len(piece), len(str(token))) + 2
-            if x + width > 84:
-                x, y = 0, y + 1
-            tint = "#dddddd" if word is None else ("#bfe3f7", "#fbdcb0")[word % 2]
-            axis.bar(x + width / 2, 0.9, width - 0.4, y, color=tint)
-            axis.text(x + width / 2, y + 0.3, piece, family="monospace", **centred)
-            axis.text(x + width / 2, y + 0.66, token, color="#444444", fontsize=8, **centred)
-            x += width
-        y += 1.3
-    axis.set(xlim=(0, 84), ylim=(y, 0))
-    axis.axis("off")
-    figure.set_size_inches(8.5, 0.42 * y + 0.4)
+def table(name, dataset):
+    """The runs of a table: a panel for each test, mean and standard deviation over the seeds as bars;
+    of `told` as curves of CLIP and SLIP over the share of the captions that name the kind.
+    """
+    panels = {}
+    for row in tables.TABLES[name]:
+        seeds = [tables.results(tables.plan(dataset, row, seed)[0]) for seed in range(20)]
+        for test in tables.columns(name, dataset):
+            values = [seed[test] for seed in seeds if test in seed]
+            if values:
+                spread = statistics.stdev(values) if len(values) > 1 else 0.0
+                panels.setdefault(test, {})[row] = statistics.mean(values), spread
+    if not panels:
+        raise console.Stop(f"no results of it in runs/tables: type python tables.py {name} --data {dataset}")
+    height = 3.6 if name == "told" else 0.36 * len(tables.TABLES[name]) + 1.5
+    figure = sheet(2.4 * len(panels) + 2.4, height, f"{name}, {dataset}: mean and deviation over seeds, %")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=name != "told")[0]
+    for axis, ((task, test), panel) in zip(axes, panels.items()):
+        axis.set_title(textwrap.fill(f"{tables.WORDS[task]} {test}", 22))
+        for i, method in enumerate(("CLIP", "SLIP") if name == "told" else ()):
+            points = {int(re.search(r"(\d+)%", row)[1]): panel[row] for row in panel if method in row}
+            style = dict(color=COLOURS[i], marker=MARKERS[i], linestyle=DASHES[i], capsize=3)
+            axis.errorbar(list(points), *zip(*points.values()), label=method, **style)
+            axis.legend(frameon=False)
+            axis.set(xlabel="captions that name the kind, %", ylim=(0, None))
+        for row, (mean, deviation) in panel.items() if name != "told" else ():
+            axis.barh(row, mean, xerr=deviation, capsize=3, color=COLOURS[5 if "SLIP" in row else 4])
+            axis.text(1, row, f"{mean:.1f}", va="center", fontsize=9)
+    axes[0].yaxis.set_inverted(name != "told")
     return figure
 
 
 FIGURES = dict(views=views, curves=curves, similarity=similarity, predictions=predictions)
-FIGURES |= dict(attention=attention, map=map_, tokens=tokens)
-OF_A_PICTURE = ("views", "attention")  # what --image draws
 
 
 def save(figure, path):
-    """Write a figure as PNG of at most LIMIT bytes: of 256 colours, and coarser, where it must be."""
-    for dpi, colours in ((150, None), (150, 256), (110, 256), (75, 256), (50, 256)):
-        drawn, packed = io.BytesIO(), io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=dpi)
-        picture = Image.open(drawn).convert("RGB")
-        picture = picture.quantize(colours, kmeans=3) if colours else picture  # without k-means, dull
-        picture.save(packed, "png", optimize=True)
-        if packed.tell() <= LIMIT:
-            break
-    with open(f"{path}.tmp", "wb") as file:
-        file.write(packed.getvalue())
+    """A PNG of 256 colours, 100 pixels to the inch: under 300 KB."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    Image.open(drawn).convert("RGB").quantize(256, kmeans=3).save(f"{path}.tmp", "png", optimize=True)
     os.replace(f"{path}.tmp", path)
-    print(f"{path}  {packed.tell() / 1000:.0f} KB", flush=True)
+    print(path, flush=True)
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        description="Draw what a run has learned.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=__doc__.split("\n\n", 1)[1],
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder; of more, the curves are drawn")
-    parser.add_argument("--only", nargs="+", choices=FIGURES, metavar="FIGURE", help="these (default: all)")
-    parser.add_argument("--image", metavar="F", help="draw views and attention of this picture")
-    parser.add_argument("--root", help="folder that holds the sets (default: the run's)")
+    parser = argparse.ArgumentParser(description="Draw what a run has learned, or a table.")
+    add = parser.add_argument
+    add("runs", nargs="*", metavar="RUN", help="run folder or checkpoint; all in curves, else the first")
+    add("--only", nargs="+", choices=FIGURES, metavar="FIGURE", help="these (default: all)")
+    add("--table", choices=tables.TABLES, help="a table of tables.py instead of runs")
+    add("--data", default="scenes", help="with --table: the set (default: %(default)s)")
+    add("--out", metavar="PATH", help="a folder or, of one figure, a .png (default: RUN/figures)")
+    add("--root", help="folder that holds the sets (default: the run's)")
     return parser
 
 
 def main(argv=None):
     parser = arguments()
     args = parser.parse_args(argv)
-    asked = args.only or (OF_A_PICTURE if args.image else FIGURES)
     try:
         import matplotlib
     except ImportError:
-        parser.error("figures.py draws with matplotlib, which is not installed: pip install matplotlib")
+        console.fail(parser, "matplotlib is not installed: pip install matplotlib")
+    names = [args.table] if args.table else args.only or list(FIGURES)
     try:
-        if args.image and set(asked) - set(OF_A_PICTURE):
-            raise ValueError(f"--image is for {' and '.join(OF_A_PICTURE)}: leave out --only, or name these")
-        run = Run(args.runs, args.root, args.image)
-        out = os.path.join(args.runs[0], "figures")
-        os.makedirs(out, exist_ok=True)
+        if bool(args.table) == bool(args.runs):
+            raise ValueError("expected a run folder (runs/NAME) or --table NAME, one of them")
+        runs = [Run(path, args.root) for path in args.runs]
+        out = args.out or ("runs/tables" if args.table else os.path.join(runs[0].folder, "figures"))
+        if out.endswith(".png") and len(names) > 1:
+            raise ValueError(f"--out {out} is one image: choose the figure by --only")
     except (ValueError, OSError) as error:
-        parser.error(str(error))
-    ending = f"-{os.path.splitext(run.own.name)[0]}" if run.own else ""
-    for name in asked:
+        console.fail(parser, error)
+    matplotlib.rcParams.update(STYLE)
+    for name in names:
         try:
-            with matplotlib.rc_context(STYLE):
-                save(FIGURES[name](run), os.path.join(out, f"{name}{ending}.png"))
-        except (Without, loop.Stop) as why:
-            if args.only:
-                parser.error(f"no {name}: {why}")
+            if args.table:
+                figure = table(name, args.data)
+            else:
+                figure = FIGURES[name](*(runs if name == "curves" else runs[:1]))
+            save(figure, out if out.endswith(".png") else os.path.join(out, f"{name}.png"))
+        except console.Stop as why:
+            if args.only or args.table:
+                console.fail(parser, f"no {name}: {why}")
             print(f"no {name}: {why}", flush=True)
     return 0
 
