@@ -17,12 +17,13 @@ from text import Tokenizer
 from vit import SIZES, count_parameters
 
 TOKENIZER = Tokenizer.train(["a red house", "a blue boat", "a red boat"] * 3, 600)
-SMALL = dict(text_depth=1, ssl_hidden=32, ssl_out=16, vocab_size=TOKENIZER.vocab_size)
+SMALL = dict(text_width=32, text_depth=1, text_heads=2, vocab_size=TOKENIZER.vocab_size)
+SMALL |= dict(image_size=16, embed=16, ssl_hidden=32, ssl_out=16)
 
 
 def tiny(method="slip", model="vit_tiny", seed=0, **changes):
     torch.manual_seed(seed)
-    model = slip.build(slip.configure(method, model, **SMALL | {"image_size": 16} | changes))
+    model = slip.build(slip.configure(method, model, **SMALL | changes))
     model.tokenizer = TOKENIZER if model.text is not None else None
     return model.eval()
 
@@ -50,6 +51,7 @@ def rows(model):
 
 @pytest.mark.parametrize("method", slip.METHODS)
 def test_chunks_computed_again_give_the_features_and_gradients_of_the_batch(method, monkeypatch):
+    monkeypatch.setitem(SIZES, "vit_tiny", dict(width=32, depth=1, heads=2, patch=8))
     strong, normalise = augment.strong, augment.normalise
     monkeypatch.setattr(augment, "strong", lambda *inputs: strong(*inputs).double())
     monkeypatch.setattr(augment, "normalise", lambda images: normalise(images).double())
