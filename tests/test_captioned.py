@@ -122,10 +122,8 @@ BAD = {  # file: (content, what the sentence says)
     "no-caption.csv": ("path,width\n0.png,3\n", r"row 1: no column for the caption, found 'path', 'width'"),
     "no-key.jsonl": ('{"path": "0.png", "text": "a"}\n{"path": "0.png"}\n', "row 2: no column for the cap"),
     "no-text.jsonl": ('{"path": "0.png", "text": 7}\n', r"row 1: expected a path and captions"),
-    "list.jsonl": ("[1]\n", "row 1: expected an object"),
     "not.jsonl": ('{"path": "0.png", "text": "a"}\n{path: 1}\n', r"row 2: not JSON"),
     "empty.tsv": ("", "holds no images"),
-    "head.tsv": ("path\tcaption\n", "holds no images"),
     "width.tsv": ("path\tcaption\n0.png\ta\n1.png\tb\tc\n", "row 3: found 3 columns, expected 2"),
     "width.csv": ('path,caption\n0.png,"a, b"\n1.png\n', "row 3: found 1 columns, expected 2"),
     "break.tsv": ('path\tcaption\n0.png\t"a\nb"\n', "row 3: found 1 columns.* line break .* wants CSV"),
@@ -136,10 +134,8 @@ BAD = {  # file: (content, what the sentence says)
     "after.csv": ('path,caption\n0.png,a\n1.png,"b" c\n', "row 3: .*inside a cell in quotes is doubled"),
     "huge.csv": ('path,caption\n0.png,"a' + "\nx" * 99_999, "row 2: field larger"),
     "cp1252.csv": ("path,caption\n0.png,a\n1.png,café\n".encode("cp1252"), "row 3: .*not UTF-8"),
-    "cp1252.tsv": ("path\tcaption\n1.png\tcafé\n".encode("cp1252"), "row 2: .*not UTF-8"),
     "Train_GCC-training.tsv": ("a cup of tea\thttp://x/a.jpg\n", "row 1: these are links.* img2dataset"),
     "cc12m.tsv": ("https://x/a.jpg\ta cup of tea\n", "row 1: these are links.*KEY.jpg with KEY.txt"),
-    "urls.csv": ("image_url,caption\nhttp://x/a,a\n", "row 1: these are links"),
     "links.jsonl": ('{"image": "https://x/a.jpg", "text": "a"}\n', "these are links"),
     "torn.tar": (b"\0" * 100, "torn.tar is damaged, or no uncompressed tar file"),
 }
@@ -176,6 +172,10 @@ def test_a_folder_of_images_and_texts_gives_a_caption_a_line_and_counts_what_it_
     with pytest.raises(ValueError, match="1.png.*not UTF-8"):
         open_captioned("photos", folder, "train")
     assert open_captioned("other/nothing", folder, "train") is None
+
+
+def shard_greys(samples):
+    return [image.getpixel((0, 0))[0] // 40 for image, _ in samples]
 
 
 def shard(path, files):
@@ -248,22 +248,18 @@ def test_three_hundred_shards_need_few_open_files_in_every_process(folder, start
     shard_set(folder)
     for i in range(300):
         os.link(folder / "00000.tar", folder / f"many-{i:03}.tar")
-    source, limits = (
-        open_captioned(f"{folder}/many-*.tar", "", "train"),
+    limits, source = (
         resource.getrlimit(resource.RLIMIT_NOFILE),
+        open_captioned(f"{folder}/many-*.tar", "", "train"),
     )
     resource.setrlimit(resource.RLIMIT_NOFILE, (128, limits[1]))
     try:
         numbers = range(0, 900, 7)
         here = [source[i][0].getpixel((0, 0))[0] // 40 for i in numbers]
-        options = dict(num_workers=2, multiprocessing_context=start, collate_fn=greys, sampler=numbers)
+        options = dict(num_workers=2, multiprocessing_context=start, collate_fn=shard_greys, sampler=numbers)
         assert here == [i % 3 for i in numbers] == sum(DataLoader(source, 30, **options), [])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-def greys(samples):
-    return [image.getpixel((0, 0))[0] // 40 for image, _ in samples]
 
 
 def test_coco_gives_all_captions_of_an_image_and_its_validation_split(folder):
@@ -301,5 +297,4 @@ def test_only_a_known_folder_with_a_test_table_has_a_test_split(folder):
 def test_the_emoji_are_read_whole():
     source = open_captioned(str(EMOJI), "data", "train")
     captions = {caption for i in range(len(source)) for caption in source.label(i)}
-    assert len(source) == 1906 and {"grinning face", "wales flag"} <= captions
-    assert source[1905][0].size == (64, 64)
+    assert source[1905][0].size == (64, 64) and {"grinning face", "wales flag"} <= captions
