@@ -1,5 +1,5 @@
-"""Tables: every line they type is one that train.py, linear.py or finetune.py takes; means and deviations by
-hand; what is done is not done again.
+"""Tables: means, deviations and standard errors by hand; every line that a table types is one that a command
+takes; what is done is not done again.
 
 pytest tests/test_tables.py            # and: pytest -m slow tests/test_tables.py
 """
@@ -7,179 +7,153 @@ pytest tests/test_tables.py            # and: pytest -m slow tests/test_tables.p
 import json
 import os
 import shlex
-import statistics
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import finetune
+import flags
 import linear
-import slip
+import sets
 import tables
-import train
 import zeroshot
 
-
-def typed(*flags):
-    return train.arguments().parse_args(shlex.split(" ".join(flags)))
+ARGS = SimpleNamespace(root="data", device="cpu", jobs=1)
 
 
-def test_every_row_of_every_table_is_a_line_that_train_takes():
-    assert set(sum(tables.TABLES.values(), [])) <= tables.RUNS.keys()
-    for row, flags in tables.RUNS.items():
-        for data in ("scenes", "fashionmnist", "mine"):
-            args = typed("--data", data, tables.miniature(data).flags, flags.format(data=data))
-            assert (args.method == "clip") == row.startswith("CLIP") and args.method in slip.METHODS
-    methods = {typed(tables.RUNS[row]).method for row in tables.TABLES["ssl-frameworks"]}
-    assert methods == {method for method, (language, _) in slip.METHODS.items() if language}
+def parsed(words):
+    return flags.arguments("").parse_args(words)
 
 
-def test_two_rows_never_share_a_folder():
-    folders = {tables.folder("scenes", row, seed) for row in tables.RUNS for seed in range(3)}
-    assert len(folders) == 3 * len(tables.RUNS)
-    assert os.path.join("runs", "tables", "scenes", "clip-simclr-s-augmentation-two-views-2") in folders
+def test_a_cell_is_mean_deviation_and_count_over_the_seeds():
+    assert tables.mean_and_deviation([50.0, 51.0, 54.0]) == "51.7 ± 2.1 (3)"  # variance 13/3
+    assert tables.mean_and_deviation([50.0]) == "50.0 (1)"
+    assert tables.mean_and_deviation([]) == "-"
+
+
+def test_a_difference_has_the_standard_error_of_two_samples():
+    # 51 2/3 - 21; the variance 13/3 over 3 seeds and 2 over 2: the root of 13/9 + 1
+    assert tables.difference([50.0, 51.0, 54.0], [20.0, 22.0]) == "+30.7 ± 1.6"
+    assert tables.difference([20.0], [22.0, 24.0]) == "-3.0"
+    assert tables.difference([], [22.0]) == "-"
+
+
+def test_the_table_compares_slip_with_each_other_row_in_each_column():
+    wanted = [("zeroshot", "scenes"), ("linear", "scenes")]
+    found = {"CLIP": [{wanted[0]: 20.0}, {wanted[0]: 22.0}], "SLIP": [{wanted[0]: 50.0, wanted[1]: 90.0}] * 2}
+    lines = tables.table("main", "scenes", wanted, found).splitlines()
+    assert "| CLIP | 21.0 ± 1.4 (2) | - |" in lines and "| SLIP | 50.0 ± 0.0 (2) | 90.0 ± 0.0 (2) |" in lines
+    assert "| SLIP - CLIP | +29.0 ± 1.0 | - |" in lines
+
+
+def test_tables_without_a_slip_row_compare_pairs():
+    found = {row: [{("zeroshot", "a"): 10.0 * i}] for i, row in enumerate(tables.TABLES["told"])}
+    text = tables.table("told", "scenes", [("zeroshot", "a")], found)
+    assert text.count("| +10.0 |") == 5 and "| SLIP, 75% named - CLIP, 75% named | +10.0 |" in text
+
+
+def test_the_transfer_table_counts_the_sets_that_slip_wins():
+    wanted = [("zeroshot", name) for name in ("a", "b", "average")]
+    found = {"CLIP": [dict(zip(wanted, (10.0, 30.0, 20.0)))], "SLIP": [dict(zip(wanted, (20.0, 25.0, 22.5)))]}
+    assert tables.table("transfer", "scenes", wanted, found).endswith("SLIP wins on 1 of 2 sets.")
+
+
+def test_every_row_is_a_line_that_train_takes_with_a_folder_of_its_own():
+    assert {row for rows in tables.TABLES.values() for row in rows} == tables.ROWS.keys()
+    plans = {row: tables.plan("scenes", row, 3) for row in tables.ROWS}
+    assert all(
+        parsed(words).method.startswith(row[:4].lower().strip("-")[:4]) for row, (_, words) in plans.items()
+    )
+    assert len({out for out, _ in plans.values()}) == len(tables.ROWS)
+
+
+def test_the_longer_rows_take_their_factor_of_the_steps():
+    factors = {"CLIP": 1, "CLIP, as long as SLIP takes": 2.4, "SLIP, vit_tiny, 4 x the steps": 4}
+    for row, factor in factors.items():
+        assert parsed(tables.plan("scenes", row, 0)[1]).max_steps == 1200 * factor
+        out, words = tables.plan("scenes", row, 0, "--max-steps 100")
+        assert parsed(words).max_steps == 100 * factor and "max-steps-100" in out
 
 
 @pytest.mark.parametrize("name", tables.TABLES)
-def test_the_lines_of_the_real_thing_can_be_typed(capsys, name):
-    tables.full(name)
+def test_the_commands_at_the_papers_scale_can_be_typed(name):
+    commands = {"linear.py": linear, "finetune.py": finetune, "zeroshot.py": zeroshot}
     outs = []
-    for line in capsys.readouterr().out.splitlines():
-        words = shlex.split(line, comments=True)
-        if "train.py" in words:
-            args = typed(*words[words.index("train.py") + 1 :])
+    for line in tables.full(name).splitlines():
+        words = shlex.split(line, comments=True)[2:]
+        if words[:1] == ["train.py"]:
+            args = parsed(words[1:])
             outs.append(args.out)
-            assert args.data in ("yfcc15m", "cc3m", "cc12m") and args.epochs and args.model in slip.SIZES
-        for file, command in (("linear.py", linear), ("finetune.py", finetune), ("zeroshot.py", zeroshot)):
-            if file in words:
-                command.arguments().parse_args(words[words.index(file) + 1 :])
-    sizes = {"main": 3 * (4 + 4), "datasets": 3 * 2}.get(name, len(tables.TABLES[name]))
-    assert len(set(outs)) == len(outs) == sizes
+            assert args.data in ("yfcc15m", "cc3m", "cc12m", "imagenet") and args.epochs >= 25
+        elif words:
+            commands[words[0]].arguments().parse_args(words[1:])
+    expected = {"main": 15, "sizes": 18, "datasets": 6, "uncurated": 4, "told": 0}
+    assert len(set(outs)) == len(outs) == expected.get(name, len(tables.TABLES[name]))
 
 
-def test_a_cell_is_mean_and_deviation_over_the_seeds(capsys):
-    found = [{"linear mine": value, "fine-tuned mine": value / 2} for value in (50.0, 51.0, 54.0)]
-    tables.show("main", "mine", {"SimCLR": found})
-    row = capsys.readouterr().out.splitlines()[-1].split(" | ")
-    tables.show("main", "mine", {"SimCLR": [*found[:2], {}]})  # one has failed
-    assert "50.5 ± 0.7 (n = 2)" in capsys.readouterr().out
-    assert row[0] == "| SimCLR" and row[1] == "-"  # no zero-shot without language
-    assert row[2] == f"{statistics.mean((50, 51, 54)):.1f} ± {statistics.stdev((50, 51, 54)):.1f}"
-    assert row[3].startswith("25.8 ± 1.0")
-
-
-def test_the_papers_figures_stand_under_the_table(capsys):
-    tables.show_paper("main")
-    assert "| SLIP | 42.8 | 72.1 | 82.6 |" in capsys.readouterr().out
-    assert tables.PAPER.keys() <= {"main", "datasets"}  # no others could be verified
-
-
-def test_a_run_that_is_done_is_not_done_again(tmp_path, monkeypatch):
+def test_what_is_done_is_not_done_again_and_the_table_is_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    out = tables.folder("scenes", "CLIP", 0)
-    os.makedirs(out)
-    done = {"zero-shot scenes": 80.0, "fine-tuned scenes": 90.0}
-    with open(os.path.join(out, "results.json"), "w") as file:
-        json.dump(done, file)
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("trained again"))
-    args = tables.argparse.Namespace(jobs=1, root="data", flags="")
-    assert tables.train("scenes", "CLIP", 0, args) == done
-
-
-def test_longer_runs_have_a_folder_and_the_last_word():
-    longer = tables.settings("fashionmnist", "SLIP, scale 2", 0, "--max-steps 1200 --captions 0")[0]
-    args = typed(longer)
-    assert (args.max_steps, args.captions, args.ssl_scale) == (1200, 0, 2)
-    assert tables.folder("mine", "CLIP", 0, "--max-steps 1200") == "runs/tables/mine-max-steps-1200/clip-0"
-
-
-def test_results_of_other_settings_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tables, "check", lambda names, root: None)
-    tables.main(["main", "--seeds", "1", "--rows", "CLIP", "SLIP"])
-    tables.main(["main", "--seeds", "1", "--rows", "CLIP"])  # the same settings
-    assert not os.path.exists(tables.folder("scenes", "SimCLR", 0))
-    monkeypatch.setattr(tables, "FINETUNE_STEPS", 301)
-    with pytest.raises(SystemExit) as end:
-        tables.main(["main", "--seeds", "1"])
-    sentence = capsys.readouterr().err
-    assert end.value.code == 2 and "for 300 steps" in sentence and "expected" in sentence
-
-
-def test_a_run_that_fails_is_told_at_once_and_the_others_go_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)  # where no train.py is
-    monkeypatch.setattr(tables, "check", lambda names, root: None)
-    assert tables.main(["decoupled", "--seeds", "1"]) == 1
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a command was started"))
+    for row, method in (("CLIP", 20.0), ("SLIP", 50.0)):
+        tests, out = {test: {"top1": method} for test in sets.SCENES}, tables.plan("scenes", row, 0)[0]
+        os.makedirs(out)
+        content = json.dumps({"checkpoint.pt": {task: tests for task in tables.WORDS}})
+        Path(out, "results.json").write_text(content)
+    assert tables.main(["main", "--rows", "CLIP", "SLIP", "--seeds", "1"]) == 0
     out = capsys.readouterr().out
-    assert (
-        out.count("failed: train.py for ") == 3
-        and "No such file" in out
-        and "| SLIP-decoupled | - | - |" in out
-    )
-    assert "train.py" in open(os.path.join(tables.folder("scenes", "CLIP", 0), "screen.txt")).read()
+    assert "| SLIP - CLIP | +30.0 | +30.0 |" in out and "| 37.6 / 42.8 |" in out  # and the paper's figures
 
 
-def test_a_table_that_is_stopped_stops_its_runs_and_begins_no_other(tmp_path):
-    """Else the same line, typed again, would write beside them into the same folders."""
-    (tmp_path / "train.py").write_text(  # obeys as a run does that is at its end
-        "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
-        "open('pid', 'w').write(f'{os.getpid()}'); time.sleep(60)"
-    )
-    (tmp_path / "finetune.py").write_text("open('began', 'w')")
-    env = os.environ | {"PYTHONPATH": os.getcwd()}
-    program = "import sys, tables; tables.check = lambda *_: None; sys.exit(tables.main(['main']))"
-    table = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True
-    )
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
-        assert table.poll() is None
-        time.sleep(0.1)
-    table.terminate()
-    out = table.communicate(timeout=30)[0]
-    assert table.returncode == 143 and out.count("stopped: train.py") == 1 and "goes on from here" in out
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
-    assert not (tmp_path / "began").exists()
+def test_a_run_that_another_table_makes_is_left_to_it(tmp_path):
+    (tmp_path / "lock").touch()
+    with pytest.raises(ValueError, match="another table makes it since .*lock"):
+        tables.make(str(tmp_path), ["--method", "clip"], [], ARGS)
+    assert (tmp_path / "lock").exists()
 
 
-@pytest.mark.parametrize(
-    "flags, sentence",
-    [
-        ("main --seeds 0", "expected 1 or more"),
-        ("main --data nothere", "nothere"),
-        ("nothere", "invalid choice"),
-        ("main --data coco", "coco has captions, no classes"),
-        ("decoupled --data fashionmnist", "SLIP is decoupled already"),
-    ],
-)
-def test_a_wrong_command_line_is_one_sentence_and_exit_2(capsys, tmp_path, flags, sentence):
-    (tmp_path / "coco/annotations").mkdir(parents=True)
-    table = {"images": [{"id": 1, "file_name": "1.jpg"}]}
-    table |= {"annotations": [{"image_id": 1, "caption": "a boat"}]}
-    for part in ("train", "val"):
-        (tmp_path / f"coco/annotations/captions_{part}2017.json").write_text(json.dumps(table))
+def test_an_unknown_flag_ends_the_command_before_any_folder_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
-        tables.main([*flags.split(), "--root", str(tmp_path)])
-    assert end.value.code == 2 and sentence in capsys.readouterr().err
+        tables.main(["main", "--with=--max-step 5 --nonsense"])
+    assert end.value.code == 2 and not os.listdir(tmp_path) and "--nonsense" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_is_said_at_once_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # where there is no train.py
+    assert tables.main(["datasets", "--seeds", "1", "--device", "cpu"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("train.py failed") == 2 and "0 minutes left" in out and "| SLIP | - |" in out
 
 
 @pytest.mark.slow
-def test_a_table_is_made_from_nothing(tmp_path, monkeypatch):
-    """The whole of `main`, one seed, runs of a few steps: trained, fine-tuned, tested, printed, resumed."""
-    monkeypatch.setenv("PYTHONPATH", os.getcwd())
-    for name in os.listdir("."):
-        if name.endswith(".py"):
-            os.symlink(os.path.abspath(name), tmp_path / name)
-    few = "import tables, sys; tables.MINIATURES['scenes'] = tables.Miniature("
-    few += "'--max-steps 3', ('scenes',), ('scenes',), 'scenes'); tables.FINETUNE_STEPS = 2;"
-    few += " tables.main(sys.argv[1:])"
-    command = [sys.executable, "-c", few, "main", "--seeds", "1", "--jobs", "2"]
-    first, second = (
-        subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-        for _ in range(2)
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
+def test_a_stopped_table_stops_its_runs(tmp_path):
+    program = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
+    (tmp_path / "train.py").write_text(program)
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    program = [sys.executable, "-c", "import sys, tables; sys.exit(tables.main(['main']))"]
+    table = subprocess.Popen(program, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert table.poll() is None
+        time.sleep(0.1)
+    table.send_signal(signal.SIGTERM)
+    assert "the same line goes on" in table.communicate(timeout=30)[0] and table.returncode == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@pytest.mark.slow
+def test_a_table_of_a_few_steps_has_a_number_in_every_cell(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tables, "FINETUNE_STEPS", 2)
+    monkeypatch.setattr(
+        tables, "plan", lambda *key, plan=tables.plan: (str(tmp_path / str(key[1])), plan(*key)[1])
     )
-    assert first.count("done: ") == 4 and "done: " not in second
-    assert first.split("\n\n", 1)[1] == second.split("\n", 1)[1]  # the same table
-    assert "| SimCLR | - | " in first
+    words = ["main", "--rows", "SimCLR", "SLIP", "--seeds", "1", "--with=--max-steps 3", "--device", "cpu"]
+    assert tables.main(words) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| S")]
+    assert rows[0].count("(1)") == 3 and rows[1].count("(1)") == 6  # SimCLR has no zero-shot
