@@ -34,8 +34,8 @@ FREE = {
 DATA = """scenes (built in); imagenet or another set of python zeroshot.py --list; coco, cc3m, cc12m, redcaps,
 yfcc15m; a table FILE.tsv, .csv or .jsonl of path and caption; shards 'DIR/{00000..00331}.tar'; or a folder
 under --root with train/<class name>/, or with x.jpg and x.txt (default: %(default)s)"""
-TESTS = """labelled test sets to measure after each epoch, with commas between, or none (default: the set itself
-where it has classes, else imagenet if it is there)"""
+TESTS = """labelled test sets to measure after each epoch, with commas between, or none (default: the set
+itself where it has classes, else imagenet if it is there)"""
 
 
 def arguments(examples):

@@ -84,11 +84,15 @@ class Run:
         self.args, self.resumed_at, self.started = args, self.numbers["step"], time.monotonic()
         self.live, self.caught, self.waiting, self.waited, self.bad = Live(), 0, False, 0.0, 0
         self.epoch_started, self.epoch_first = self.started, self.step
-        self.warned = self.printed = False
+        self.warned, self.printed, self.speed = False, False, 0.0
 
     @property
     def step(self):
         return self.numbers["step"]
+
+    @property
+    def rows(self):
+        return self.numbers["rows"]
 
     @property
     def epoch_ended(self):

@@ -45,6 +45,7 @@ SCENES = {  # built-in sets and the attribute that labels them
     "scenes-colour": "colour",
     "scenes-texture": "texture",
     "scenes-heldout": "kind",
+    "scenes-uncurated": "kind",
 }
 SCENES_COUNT = {"train": 8192, "test": 2400}
 SCENES_SEED = {"train": 0, "test": 1}  # the test split was drawn anew when all settings had been chosen
@@ -198,21 +199,31 @@ def class_names(name, classes):
 
 
 @functools.cache
-def drawn(split):
-    return scenes.build(split, SCENES_COUNT[split], SCENES_SEED[split])
+def drawn(split, kinds_told=None, curated=True):
+    return scenes.build(
+        split, SCENES_COUNT[split], SCENES_SEED[split], kinds_told=kinds_told, curated=curated
+    )
 
 
 def open_scenes(name, split):
-    """Captioned for training, labelled for testing. No training caption names a pair of "scenes-heldout"."""
-    if name not in SCENES:
-        raise ValueError(f"unknown --data {name!r}: expected one of {', '.join(SCENES)}")
-    table = drawn(split)
-    if split == "train" and name == "scenes":
+    """Captioned for training, labelled for testing. No training caption names a pair of "scenes-heldout".
+
+    Training sets for comparisons: "scenes-told-40" has 40% captions that name the kind, "scenes-uncurated" is
+    cluttered and long-tailed. Their test split is that of "scenes".
+    """
+    told = re.fullmatch(r"scenes-told-(\d\d)", name)
+    if name not in SCENES and not told:
+        raise ValueError(f"unknown --data {name!r}: expected one of {', '.join(SCENES)}, scenes-told-40")
+    if split == "train" and (told or name == "scenes-uncurated"):
+        table = drawn(split, int(told[1]) / 100 if told else None, curated=bool(told))
+    else:
+        table = drawn(split)
+    if split == "train" and (told or name == "scenes"):
         return Source(name, Arrays(table["images"], table["captions"]))
     if name == "scenes-heldout":
         classes = [f"{colour} {kind}" for kind in scenes.KINDS for colour in scenes.COLOURS]
         labels = table["kind"] * len(scenes.COLOURS) + table["colour"]
         source = Source(name, Arrays(table["images"], labels), classes)
         return subset(source, np.flatnonzero(table["held_out"]))
-    attribute = SCENES[name]
+    attribute = SCENES.get(name, "kind")
     return Source(name, Arrays(table["images"], table[attribute]), scenes.NAMES[attribute])

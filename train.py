@@ -41,10 +41,8 @@ def objective(model, batch, settings, device):
     clip_loss = clip_acc = ssl_loss = ssl_acc = torch.zeros((), device=device)
     same = ranks.gather(batch["classes"]) if settings.mask_same_class else None
     with devices.autocast(device, settings.precision):
-        features = model(
-            batch, settings.micro_batch, settings.recompute
-        )  # the towers, in chunks: [b, D] each
-        f = {name: ranks.gather(rows) for name, rows in features.items()}  # of the global batch: [B, D] each
+        features = model(batch, settings.micro_batch, settings.recompute)  # the towers, in chunks: [b, D]
+        f = {name: ranks.gather(rows) for name, rows in features.items()}  # the global batch's: [B, D]
         if net.text is not None:
             image_embed = f["image"] @ net.image_projection  # f_i W_i: [B, E]
             text_embed = f["text"] @ net.text_projection  # f_t W_t: [B, E]
@@ -62,7 +60,7 @@ def objective(model, batch, settings, device):
     stats = dict(
         loss=loss, clip_loss=clip_loss, ssl_loss=ssl_loss, clip_acc=100 * clip_acc, ssl_acc=100 * ssl_acc
     )
-    return loss, stats
+    return loss, {name: value.detach() for name, value in stats.items()}
 
 
 def train(model, run, settings, device, views, watch):

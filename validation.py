@@ -44,7 +44,7 @@ class Validation:
         if settings.zeroshot is not None:
             return [name for name in settings.zeroshot.split(",") if name not in ("", "none")]
         if self.held.classes or settings.data.startswith("scenes"):
-            name = "scenes" if settings.data.startswith("scenes-") else settings.data
+            name = "scenes" if settings.data.startswith(("scenes-told", "scenes-unc")) else settings.data
         else:
             name = "imagenet"
         if sets.found(name, settings.root):

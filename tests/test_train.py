@@ -25,7 +25,7 @@ import train
 import validation
 from losses import info_nce
 
-SMALL = "--model vit_tiny --batch-size 32 --warmup-epochs 0.1 --workers 0 --strong-crop 0.3".split()
+SMALL = "--model vit_tiny --batch-size 32 --workers 0 --strong-crop 0.3".split()
 CPU = torch.device("cpu")
 
 
@@ -70,7 +70,7 @@ def toy_step(method, micro_batch=None, recompute=False, ssl_scale=1.0, **batch):
     rows["tokens"] = torch.randint(1, 500, (8, 6), generator=generator)
     rows["tokens"][:, 5] = 519
     if "beit" in method:
-        rows["view1_mask"] = torch.rand(8, 16, generator=generator) < 0.4
+        rows["view1_mask"] = torch.rand(8, 16, generator=generator).argsort(1) < 6
         model.branch.prepare(lambda: augment.normalise(crops.flatten(0, 1)).double())
     partner = slip.METHODS[method][1]
     settings = dict(partner=partner, micro_batch=micro_batch, recompute=recompute, ssl_scale=ssl_scale)
@@ -143,13 +143,9 @@ def test_overfitting_one_batch_brings_the_loss_far_below_chance(tmp_path, method
         assert name not in row or float(row[name]) < 0.75 * chance, row
 
 
-def test_colours_are_learned_from_captions(tmp_path):
-    import zeroshot
-
-    run(tmp_path, "--method", "clip", "--max-steps", 120, "--lr", 2e-3)
-    model = slip.load(tmp_path / "checkpoint.pt")
-    found = zeroshot.evaluate(model, sets.open_source("scenes-colour", split="test"), CPU)["top1"]
-    assert found > 25  # chance is 12.5
+def test_colours_are_learned_from_class_names(tmp_path):
+    run(tmp_path, "--method", "clip", "--data", "scenes-colour", "--max-steps", 60, "--lr", 2e-3)
+    assert float(log(tmp_path)[-1]["zeroshot_scenes-colour"]) > 30  # chance is 12.5
 
 
 class Killed(Exception):
