@@ -6,7 +6,6 @@
 step     a training step of SLIP: against one view's forward and backward; its share of the rate of a matrix
          product in the same precision; images/s; peak memory
 input    three views of a 500x375 JPEG against torchvision's PIL transforms
-prompts  class embeddings of prompts at their own length, against all padded to 77
 host     the host's work for a step of 4,096 rows
 """
 
@@ -20,7 +19,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,11 +31,9 @@ import device as devices
 import images
 import ranks
 import recipe
-import sets
 import slip
 import train
 import vit
-import zeroshot
 from text import Tokenizer
 
 WORDS = "a photo of the red blue old small dog cat house tree on in under near big green street my".split()
@@ -74,10 +70,19 @@ def random_batch(model, batch, device):
     """What train.objective takes: crops on the device, parameters of the strong views on the host, tokens."""
     rng, side = np.random.default_rng(0), model.config.image_size
     crops = torch.randint(0, 256, (3, batch, 3, side, side), dtype=torch.uint8, device=device)
-    params = torch.tensor(np.stack([augment.draw(rng, augment.SIMCLR) for _ in range(2 * batch)]))
-    rows = dict(images=crops[0], view1=crops[1], view2=crops[2])
-    rows |= dict(view1_params=params[:batch], view2_params=params[batch:])
+    rows = dict(zip(("images", "view1", "view2"), crops))
+    for name in ("view1_params", "view2_params"):
+        rows[name] = torch.tensor(np.stack([augment.draw(rng, augment.SIMCLR) for _ in range(batch)]))
     return rows | {"tokens": model.tokenizer(captions(batch), model.config.context).to(device)}
+
+
+def flops(model, rows, settings, device):
+    """Multiplications and additions of a row's step, counted on two rows without fused attention."""
+    rows = {name: value[:2] for name, value in rows.items()}
+    settings = SimpleNamespace(**vars(settings) | dict(micro_batch=2, recompute=False))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        train.objective(model, rows, settings, device)[0].backward()
+    return counter.get_total_flops() / 2
 
 
 def product_rate(device):
@@ -103,15 +108,16 @@ def bench_step(device, name, batch, compiled):
         train.objective(model, rows, settings, device)[0].backward()
         optimizer.step()
 
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # counts no fused attention
-        step()
+    count = batch * flops(model, rows, settings, device)
     for block in model.visual.blocks if compiled else ():
         block.compile()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     reference, ours = seconds(one_view), seconds(step)
-    rate = counter.get_total_flops() / ours / product_rate(device)
+    memory, rate = devices.peak_memory() / 2**30, count / ours / product_rate(device)
     print(f"step: SLIP {name}, {batch} {words}: {ours:.2f} s, {batch / ours:.0f} images/s")
     print(f"      {ours / reference:.2f} times one view (the published code: 4.25; three views alone: 3.0)")
-    print(f"      {rate:.0%} of a product's rate; {devices.peak_memory() / 2**30:.1f} GiB at the peak")
+    print(f"      {rate:.0%} of a product's rate; {memory:.1f} GiB at the peak")
 
 
 def bench_input(folder, count=16):
@@ -138,18 +144,9 @@ def bench_input(folder, count=16):
     reference, host = seconds(plain), seconds(lambda: [views[(0, i), (0, i)] for i in range(count)])
     both = (host + seconds(on_the_device)) / reference
     print(
-        f"input: PIL transforms {1000 * reference / count:.1f} ms an image; ours {host / reference:.2f} of it,"
+        f"input: PIL transforms {1000 * reference / count:.1f} ms an image; the host's part of ours ", end=""
     )
-    print(f"       with the device's part on the CPU {both:.2f}")
-
-
-def bench_prompts(device, classes=40):
-    model, templates = new_model(device).eval(), sets.prompts("imagenet")
-    names, tokenizer = [caption[:12] for caption in captions(classes)], model.tokenizer
-    ours = seconds(lambda: zeroshot.classifier(model, names, templates, device), 1)
-    model.tokenizer = lambda texts, n: F.pad(tokenizer(texts, n), (0, n))[:, :n]
-    full = seconds(lambda: zeroshot.classifier(model, names, templates, device), 1)
-    print(f"prompts: {classes} x {len(templates)} in {ours:.2f} s; padded to 77 {full / ours:.1f} times that")
+    print(f"{host / reference:.2f} of it, with the device's part on the CPU {both:.2f}")
 
 
 def bench_host(rows=4096):
@@ -164,7 +161,7 @@ def bench_host(rows=4096):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Time the parts against plain references, in one run.")
-    add, names = parser.add_argument, ["step", "input", "prompts", "host"]
+    add, names = parser.add_argument, ["step", "input", "host"]
     add("parts", nargs="*", metavar="PART", help=f"any of {', '.join(names)} (default: all)")
     add("--model", nargs="+", choices=vit.SIZES, default=["vit_s16"], help="of step (default: vit_s16)")
     add("--batch", nargs="+", type=console.positive_int, default=[16], help="of step (default: 16)")
@@ -180,8 +177,6 @@ def main(argv=None):
     if "input" in parts:
         with tempfile.TemporaryDirectory() as folder:
             bench_input(folder)
-    if "prompts" in parts:
-        bench_prompts(device)
     if "host" in parts:
         bench_host()
 
