@@ -1,7 +1,6 @@
 """The drawn images and their captions against the tables of scenes.py: what is drawn, named and held out.
 
-Captions are searched for every word of the tables and compared with the scene they were written for. Shares
-of n captions must lie within four standard deviations, 4 sqrt(p (1 - p) / n), of what was asked for.
+Captions are searched for the words of the tables. Shares lie within 4 sqrt(p (1 - p) / n) of what was asked.
 
     python -m pytest tests/test_scenes.py        # 4 s, no network
 """
