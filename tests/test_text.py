@@ -16,19 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from text import (
-    ALONE,
-    FIRST,
-    PIECE,
-    QuickGELU,
-    TextTransformer,
-    Tokenizer,
-    byte_ids,
-    clean,
-    main,
-    merge,
-    split,
-)
+import text
+from text import FIRST, QuickGELU, TextTransformer, Tokenizer, clean, split
 from vit import count_parameters
 
 CAPTIONS = ["a photo of a dog", "two dogs sleeping, a cat sleeping", "photos of the cat's nap"]
@@ -62,14 +51,14 @@ def small_tower():
 
 def naive_train(captions, vocab_size):
     """Counts all pairs of all words anew for each merge."""
-    words = [byte_ids(word) for caption in captions for word in split(caption)]
+    words = [text.byte_ids(word) for caption in captions for word in split(caption)]
     merges = []
     while len(merges) < vocab_size - FIRST - 2:
         count = Counter(pair for word in words for pair in pairwise(word))
         best = min(count, key=lambda pair: (-count[pair], pair), default=None)
         if best is None or count[best] < 2:
             break
-        words = [merge(word, best, FIRST + len(merges)) for word in words]
+        words = [text.merge(word, best, FIRST + len(merges)) for word in words]
         merges.append(best)
     return merges
 
@@ -113,7 +102,9 @@ def test_every_character_is_split_by_its_unicode_category():
     for character in map(chr, range(0x20000)):
         category = unicodedata.category(character)[0]
         expected = 2 if character.isspace() else {"L": 1, "N": 4}.get(category, 3)
-        assert len(PIECE.findall(f"a{character}{character}a".translate(ALONE))) == expected, ascii(character)
+        assert len(text.PIECE.findall(f"a{character}{character}a".translate(text.ALONE))) == expected, ascii(
+            character
+        )
 
 
 def test_captions_are_cleaned_and_split_by_clips_rule():
@@ -125,8 +116,8 @@ def test_captions_are_cleaned_and_split_by_clips_rule():
 def test_random_strings_survive_the_round_trip(toy):
     generator = random.Random(0)
     for _ in range(500):
-        text = "".join(chr(generator.randrange(generator.choice([128, 0x3000, 0x110000]))) for _ in range(12))
-        assert "".join(toy.decode(toy.encode(text)).split()) == "".join(clean(text).split())
+        string = "".join(chr(generator.randrange(generator.choice([128, 0x110000]))) for _ in range(12))
+        assert "".join(toy.decode(toy.encode(string)).split()) == "".join(clean(string).split())
 
 
 def test_rows_open_with_start_and_close_with_end(toy):
@@ -142,10 +133,10 @@ def test_rows_open_with_start_and_close_with_end(toy):
 
 
 def test_truncation_keeps_the_end_token(toy):
-    for text in ("a photo of a dog, " * 20, "sleeping" * 20_000):
+    for caption in ("a photo of a dog, " * 20, "sleeping" * 20_000):
         for context in (2, 3, 77):
-            row = toy([text], context)[0].tolist()
-            assert row == [toy.start, *toy.encode(text)[: context - 2], toy.end]
+            row = toy([caption], context)[0].tolist()
+            assert row == [toy.start, *toy.encode(caption)[: context - 2], toy.end]
 
 
 def test_a_missing_or_another_vocabulary_says_what_to_type(tmp_path):
@@ -162,8 +153,8 @@ def test_a_missing_or_another_vocabulary_says_what_to_type(tmp_path):
 def test_ids_are_clips():
     tokenizer = Tokenizer.clip()
     assert (tokenizer.vocab_size, tokenizer.start, tokenizer.end) == (49408, 49406, 49407)
-    for text, ids in GOLDEN:
-        assert tokenizer.encode(text) == [int(i) for i in ids.split()], text
+    for caption, ids in GOLDEN:
+        assert tokenizer.encode(caption) == [int(i) for i in ids.split()], caption
 
 
 def test_parameter_count_and_initial_deviations_are_the_papers(capsys):
@@ -175,7 +166,7 @@ def test_parameter_count_and_initial_deviations_are_the_papers(capsys):
     found += [block.attention.out.weight, block.mlp[0].weight, block.mlp[2].weight]
     for weight, deviation in zip(found, [0.02, 0.01, 256**-0.5, narrow, 512**-0.5, narrow]):
         assert weight.std().item() == pytest.approx(deviation, rel=0.03)  # of 19,712 numbers or more
-    main(["Two cats&#39; nap"])
+    text.main(["Two cats&#39; nap"])
     assert '"two cats\' nap"' in capsys.readouterr().out
 
 
