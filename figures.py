@@ -105,7 +105,9 @@ def training_views(run, source, keys):
     settings["clip_strong"] = augment.SIMCLR if args["clip_aug"] == "simclr" else None
     views = data.Views(source, None, templates=sets.caption_templates(source.name), **settings)
     batch = data.collate([views[key, key] for key in keys])
-    shown = run.model.make_views({name: value for name, value in batch.items() if torch.is_tensor(value)})
+    rows = {name: value for name, value in batch.items() if torch.is_tensor(value)}
+    rows |= {name: rows[name].to(run.device) for name in rows if not name.endswith("_params")}
+    shown = {name: value.cpu() for name, value in run.model.make_views(rows).items()}
     if "view1_mask" in shown:
         grid = dict(h=config.image_size // config.patch, p=config.patch, q=config.patch)
         mask = repeat(shown["view1_mask"], "n (h w) -> n 1 (h p) (w q)", **grid)

@@ -108,8 +108,14 @@ def test_similarity_counts_the_right_pairs(folder):
     run = figures.Run(str(folder / "slip"))
     captions, images = figures.held_out(run)
     with torch.no_grad():
-        cosines = [[torch.cosine_similarity(run.model.encode_text(caption), run.model.encode_image(image[None])).item()
-                    for image in images] for caption in captions]  # fmt: skip
+        pairs = [
+            (run.model.encode_text(text), run.model.encode_image(image[None]))
+            for text in captions
+            for image in images
+        ]
+    cosines = (
+        torch.stack([torch.cosine_similarity(*pair)[0] for pair in pairs]).view(len(captions), -1).tolist()
+    )
     found = texts(figures.similarity(run))
     assert [word for word in found if re.fullmatch(r"-?\d\.\d\d", word)] == [
         f"{c:.2f}" for row in cosines for c in row
