@@ -67,7 +67,8 @@ def results(out):
     """A run folder -> {(task, set): per cent} of the last checkpoint, and zero-shot's average."""
     path = Path(out) / "results.json"
     tasks = json.loads(path.read_text(encoding="utf-8")).get(run.CHECKPOINT, {}) if path.exists() else {}
-    found = {(task, test): tasks[task][test][sets.metric(test)] for task in tasks for test in tasks[task]}
+    found = {(t, test): tasks[t][test] for t in WORDS if t in tasks for test in tasks[t]}
+    found = {key: values.get(sets.metric(key[1]), values["top1"]) for key, values in found.items()}
     if "zeroshot" in tasks:
         found["zeroshot", "average"] = statistics.mean(found["zeroshot", test] for test in tasks["zeroshot"])
     return found

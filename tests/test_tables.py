@@ -102,7 +102,8 @@ def test_what_is_done_is_not_done_again_and_the_table_is_printed(tmp_path, monke
     for row, method in (("CLIP", 20.0), ("SLIP", 50.0)):
         tests, out = {test: {"top1": method} for test in sets.SCENES}, tables.plan("scenes", row, 0)[0]
         os.makedirs(out)
-        content = json.dumps({"checkpoint.pt": {task: tests for task in tables.WORDS}})
+        others = {"retrieval": {"scenes": {"text to image R@1": 5.0}}}
+        content = json.dumps({"checkpoint.pt": others | {task: tests for task in tables.WORDS}})
         Path(out, "results.json").write_text(content)
     assert tables.main(["main", "--rows", "CLIP", "SLIP", "--seeds", "1"]) == 0
     out = capsys.readouterr().out
