@@ -33,7 +33,8 @@ LIGATURES_AND_WIDE = [*map(ord, "ĲĳŉǄǅǆǇǈǉǊǋǌǱǲǳﬀﬁﬂﬃﬄ�
 PLAIN = {code: unicodedata.normalize("NFKC", chr(code)) for code in LIGATURES_AND_WIDE} | {ord("ﬅ"): "ſt"}
 PLAIN |= {code: bytes([code]).decode("cp1252", "ignore") or chr(code) for code in range(0x80, 0xA0)}
 PLAIN |= dict.fromkeys([0x2BC, *range(0x2018, 0x201C)], "'") | dict.fromkeys(range(0x201C, 0x2020), '"')
-PLAIN |= dict.fromkeys([*range(9), 11, *range(14, 32), 127, *range(0x206A, 0x2070), 0xFEFF], "")  # control
+CONTROL = [*range(9), 11, *range(14, 32), 127, *range(0x206A, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFD)]
+PLAIN |= dict.fromkeys(CONTROL, "")
 
 
 def clean(text):
@@ -99,8 +100,7 @@ class Tokenizer:
     @classmethod
     def train(cls, captions, vocab_size=49408):
         """Merge the most frequent pair, of equals the one of smaller ids, until the vocabulary is full or no
-        pair occurs twice. A million captions of 10 words out of 200,000 take one to two minutes on one core.
-        """
+        pair occurs twice. A million captions of ten words take one to two minutes on one core."""
         frequency = Counter(word for caption in captions for word in split(caption))
         words, times = [byte_ids(word) for word in frequency], list(frequency.values())
         count, where = Counter(), defaultdict(set)  # pair -> how often; pair -> words that hold it, or did
@@ -134,8 +134,8 @@ class Tokenizer:
         FileNotFoundError if there is none, ValueError if it is another file or a damaged one."""
         get = "`pip install --no-deps open_clip_torch` brings it"
         package = importlib.util.find_spec("open_clip")  # found, not imported
-        folder = Path(package.origin).parent if package else Path("open_clip")
-        path = Path(path or folder / "bpe_simple_vocab_16e6.txt.gz")
+        installed = Path(package.origin if package else "open_clip").with_name("bpe_simple_vocab_16e6.txt.gz")
+        path = Path(path or installed)
         if not path.is_file():
             raise FileNotFoundError(f"found no {path}: CLIP's file of merges is missing, {get}")
         # The file writes a byte as one character: a visible one as itself, the others as U+0100 and up.
@@ -181,15 +181,10 @@ class Tokenizer:
 
     def __call__(self, texts, context=77):
         """Captions (a list, or one) -> tokens, int64 [B, L]: start, ids, end, then zeros. L is the longest
-        row's: what follows the end token cannot change its feature. A truncated caption keeps its end token.
-        """
+        row's: what follows the end token cannot change its feature. A truncated caption keeps its end."""
         texts = [texts] if isinstance(texts, str) else texts
         rows = [[self.start, *self.encode(text)[: context - 2], self.end] for text in texts]
-        length = max(map(len, rows))
-        return torch.tensor([row + [0] * (length - len(row)) for row in rows])  # [B, L]
-
-
-# 4. The transformer.
+        return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
 
 
 class QuickGELU(nn.Module):

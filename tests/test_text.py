@@ -26,11 +26,9 @@ CAPTIONS = ["a photo of a dog", "two dogs sleeping, a cat sleeping", "photos of 
 GOLDEN = [
     ("Don't stop, they're John's; we'll go", "847 713 1691 267 889 982 1742 568 282 649 1342 861"),
     ("It’s the “Dog’s Dinner”", "585 568 518 257 1929 568 2571 257"),
-    ("DSC_0123.JPG 3.14 50%", "37240 318 271 272 273 274 269 36950 274 269 272 275 276 271 260"),
     ("ﬁne oﬃce Ｆｕｌｌ　ｗｉｄｔｈ ﾃﾞｰﾀ", "3797 2171 1476 23571 2429 229 13457 3909 379"),
     ("½ ² Ⅷ ① m²", "33613 41175 158 227 371 158 239 510 332 41175"),
     ("東京タワー 中文", "48338 21078 105 34941 2429 107 30391 19759 255 29032 485"),
-    ("مرحبا नमस्ते", "12986 10948 25722 16378 22625 3124 101 48254 28505 19389 27263 25130"),
     ("Tom &amp; Jerry &#39;s &amp;quot;hi&amp;quot; &rsquo;s", "2435 261 9164 568 257 1883 257 568"),
     ("<b>It&rsquo;s</b>\ntwo&hellip;", "283 321 285 585 728 503 338 34308 321 285 1237 959"),
     ("\ud83d\udc4d \ud83d it\x92s", "4201 39802 585 568"),
@@ -102,22 +100,14 @@ def test_every_character_is_split_by_its_unicode_category():
     for character in map(chr, range(0x20000)):
         category = unicodedata.category(character)[0]
         expected = 2 if character.isspace() else {"L": 1, "N": 4}.get(category, 3)
-        assert len(text.PIECE.findall(f"a{character}{character}a".translate(text.ALONE))) == expected, ascii(
-            character
-        )
+        pieces = text.PIECE.findall(f"a{character}{character}a".translate(text.ALONE))
+        assert len(pieces) == expected, ascii(character)
 
 
 def test_captions_are_cleaned_and_split_by_clips_rule():
     assert clean("  It&rsquo;s\t“SO”\x00 &amp;amp;amp; ｗｉｄｅ \ud83d") == 'it\'s "so" & wide \ufffd'
     assert clean("<i>it&rsquo;s</i>") == "<i>it’s</i>"  # CLIP's order: beside a tag, quotes come first
     assert split("don't I'LL 2,01 snake_case :-)") == "don 't i 'll 2 , 0 1 snake _ case :-)".split()
-
-
-def test_random_strings_survive_the_round_trip(toy):
-    generator = random.Random(0)
-    for _ in range(500):
-        string = "".join(chr(generator.randrange(generator.choice([128, 0x110000]))) for _ in range(12))
-        assert "".join(toy.decode(toy.encode(string)).split()) == "".join(clean(string).split())
 
 
 def test_rows_open_with_start_and_close_with_end(toy):
@@ -130,6 +120,8 @@ def test_rows_open_with_start_and_close_with_end(toy):
     assert toy.decode(tokens[0].tolist()) == "a dog" and torch.equal(toy("a dog"), toy(["a dog"]))
     typed = toy.encode("<|startoftext|> a dog <|endoftext|>")
     assert toy.start not in typed and toy.end not in typed
+    odd = "e\u0301 \u200b👨‍👩‍👧 東京 नमस्ते ½\x85\U0010ffff"
+    assert "".join(toy.decode(toy.encode(odd)).split()) == "".join(clean(odd).split())
 
 
 def test_truncation_keeps_the_end_token(toy):
@@ -142,8 +134,11 @@ def test_truncation_keeps_the_end_token(toy):
 def test_a_missing_or_another_vocabulary_says_what_to_type(tmp_path):
     with pytest.raises(FileNotFoundError, match="pip install --no-deps open_clip_torch"):
         Tokenizer.clip(tmp_path / "none.txt.gz")
-    whole = gzip.compress(b"#version: 0.2\n" + b"i n\nt h\n" * 9)
-    for content in (b"no gzip", whole, whole[:20]):
+    for content in (
+        b"no gzip",
+        gzip.compress(b"header\ni n\nt h\n"),
+        gzip.compress(b"header\ni n\n" * 9)[:20],
+    ):
         (tmp_path / "vocab.gz").write_bytes(content)
         with pytest.raises(ValueError, match="is not CLIP's file of merges"):
             Tokenizer.clip(tmp_path / "vocab.gz")
@@ -176,11 +171,9 @@ def test_tower_equals_torchs_transformer_encoder():
     theirs = nn.TransformerEncoder(layer, 3, nn.LayerNorm(24, eps=1e-5), enable_nested_tensor=False)
     names = {"attention.qkv.": "self_attn.in_proj_", "attention.out": "self_attn.out_proj"}
     names |= {"mlp.0": "linear1", "mlp.2": "linear2", "blocks.": "layers."}
-    weights = {}
-    for name, weight in tower.state_dict().items():
-        for our_part, their_part in names.items():
-            name = name.replace(our_part, their_part)
-        weights[name] = weight
+    weights = tower.state_dict()
+    for ours, their in names.items():
+        weights = {name.replace(ours, their): weight for name, weight in weights.items()}
     embedding, positions = weights.pop("token_embedding.weight"), weights.pop("positions")
     theirs.double().eval().load_state_dict(weights)
     tokens = torch.randint(1, 590, (3, 11))
