@@ -27,19 +27,17 @@ GOLDEN = [
     ("Don't stop, they're John's; we'll go", "847 713 1691 267 889 982 1742 568 282 649 1342 861"),
     ("It’s the “Dog’s Dinner”", "585 568 518 257 1929 568 2571 257"),
     ("ﬁne oﬃce Ｆｕｌｌ　ｗｉｄｔｈ ﾃﾞｰﾀ", "3797 2171 1476 23571 2429 229 13457 3909 379"),
-    ("½ ² Ⅷ ① m²", "33613 41175 158 227 371 158 239 510 332 41175"),
     ("東京タワー 中文", "48338 21078 105 34941 2429 107 30391 19759 255 29032 485"),
     ("Tom &amp; Jerry &#39;s &amp;quot;hi&amp;quot; &rsquo;s", "2435 261 9164 568 257 1883 257 568"),
     ("<b>It&rsquo;s</b>\ntwo&hellip;", "283 321 285 585 728 503 338 34308 321 285 1237 959"),
     ("\ud83d\udc4d \ud83d it\x92s", "4201 39802 585 568"),
-    ("'\u017f 'S \u02bcs \u0149", "6 129 379 568 568 262 333"),
     ("", ""),
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def toy():
-    return Tokenizer.train(CAPTIONS, 560)
+    return Tokenizer.train(CAPTIONS)
 
 
 def small_tower():
@@ -49,12 +47,11 @@ def small_tower():
 
 def naive_train(captions, vocab_size):
     """Counts all pairs of all words anew for each merge."""
-    words = [text.byte_ids(word) for caption in captions for word in split(caption)]
-    merges = []
+    words, merges = [text.byte_ids(word) for caption in captions for word in split(caption)], []
     while len(merges) < vocab_size - FIRST - 2:
         count = Counter(pair for word in words for pair in pairwise(word))
-        best = min(count, key=lambda pair: (-count[pair], pair), default=None)
-        if best is None or count[best] < 2:
+        best = min(count, key=lambda pair: (-count[pair], pair))
+        if count[best] < 2:
             break
         words = [text.merge(word, best, FIRST + len(merges)) for word in words]
         merges.append(best)
@@ -62,15 +59,10 @@ def naive_train(captions, vocab_size):
 
 
 def test_merges_of_a_tiny_corpus_worked_by_hand():
-    """Bytes: a = 97 - 33 = 64, b = 65, c = 66; as the last of a word b' = 65 + 256 = 321, c' = 322.
+    """Bytes: a = 64, b = 65; at the end of a word b' = 321, c' = 322. Words: a a a b', twice a b', a a c'.
 
-    "aaab ab", "ab aac":   aaab = a a a b'     ab = a b' (twice)     aac = a a c'
-    pairs                  (a, a) 2 + 1 = 3    (a, b') 1 + 2 = 3     (a, c') 1
-    A tie of 3; (64, 64) comes before (64, 321): merge a a = 512, in aaab from the left.
-                           aaab = 512 a b'     ab = a b'             aac = 512 c'
-    pairs                  (512, a) 1          (a, b') 1 + 2 = 3     (512, c') 1
-    merge a b' = 513       aaab = 512 513      ab = 513              aac = 512 c'
-    Now no pair occurs twice: the end, with 512 + 2 merges + start and end = 516 ids.
+    (a, a) and (a, b') are both there three times; (64, 64) is the smaller, so a a = 512: 512 a b', 512 c'.
+    Then a b' = 513 stands three times, and after it no pair occurs twice: 512 + 2 merges + start and end.
     """
     tokenizer = Tokenizer.train(["aaab ab", "ab aac"])
     assert list(tokenizer.merges) == [(64, 64), (64, 321)]
@@ -95,11 +87,9 @@ def test_a_pickled_and_a_saved_tokenizer_are_the_same(toy, tmp_path):
 
 
 def test_every_character_is_split_by_its_unicode_category():
-    """Twice between two letters: a letter joins them (1 piece), white space parts them (2), marks make a run
-    between them (3), and of numerals each stands alone (4)."""
+    """Twice between two letters: a letter gives 1 piece, white space 2, marks a run and 3, numerals 4."""
     for character in map(chr, range(0x20000)):
-        category = unicodedata.category(character)[0]
-        expected = 2 if character.isspace() else {"L": 1, "N": 4}.get(category, 3)
+        expected = {"L": 1, "N": 4}.get(unicodedata.category(character)[0], 2 if character.isspace() else 3)
         pieces = text.PIECE.findall(f"a{character}{character}a".translate(text.ALONE))
         assert len(pieces) == expected, ascii(character)
 
@@ -126,9 +116,9 @@ def test_rows_open_with_start_and_close_with_end(toy):
 
 def test_truncation_keeps_the_end_token(toy):
     for caption in ("a photo of a dog, " * 20, "sleeping" * 20_000):
-        for context in (2, 3, 77):
-            row = toy([caption], context)[0].tolist()
-            assert row == [toy.start, *toy.encode(caption)[: context - 2], toy.end]
+        for context in (2, 77):
+            expected = [toy.start, *toy.encode(caption)[: context - 2], toy.end]
+            assert toy([caption], context)[0].tolist() == expected
 
 
 def test_a_missing_or_another_vocabulary_says_what_to_type(tmp_path):
