@@ -10,10 +10,13 @@ A sample is a pure function of (seed, epoch, index): workers, ranks and restarts
 decodes and crops. Not here: files and sets (images.py), colours (augment.py), names and prompts (sets.py).
 """
 
+import atexit
 import functools
+import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import warnings
 from dataclasses import KW_ONLY, dataclass
 
@@ -236,11 +239,27 @@ def collate(samples, tokenizer=None, context=77):
 
 def start_worker(_):
     """A signal to the whole process group is answered by the main process, which still wants the batches of
-    the step; the workers end with it.
+    the step; its workers end with it.
     """
     torch.set_num_threads(1)
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+@atexit.register
+def kill_workers():
+    """Where an error leaves workers behind, the end of the process would wait for them for ever."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def plan_prefetch(workers, batch_bytes):

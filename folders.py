@@ -76,7 +76,7 @@ def list_folder(folder, whole=False):
         warnings.warn(f"{folder}: classes without images are left out: {these}", stacklevel=2)
     if other:
         warnings.warn(
-            f"{folder}: {len(other):,} files are passed over, which the installed Pillow does not open as images, "
+            f"{folder}: {len(other):,} files are passed over, which the installed Pillow does not open, "
             f"such as {other[0]}",
             stacklevel=2,
         )
