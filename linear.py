@@ -1,219 +1,174 @@
-"""Linear classification: how much of a set's classes can be read off the frozen features by a linear layer.
+"""Linear classification: how well a linear layer tells a set's classes apart by the frozen features.
 
-    python linear.py --checkpoint runs/scenes-slip/checkpoint.pt --data scenes    # L-BFGS, seconds
+    python linear.py --checkpoint runs/scenes-slip --data scenes                    # L-BFGS, seconds
     python linear.py --checkpoint slip_base_25ep.pt --data imagenet --recipe sgd    # the paper's 90 epochs
 
-Paper: section 4.3. The image tower is frozen and in evaluation mode; its feature before any projection goes
-in. Fast path: features are extracted once, logistic regression by L-BFGS, its weight decay chosen on a
-validation part of the training set, then fitted to all of it. The paper's path: SGD on random crops.
+Paper: linear classification. The image tower is frozen and in evaluation mode; the layer takes its features
+[B, D], before any projection. The fast recipe takes the features of one view of each image to the minimum of
+logistic regression (probe.py); the paper's is SGD on random crops.
 """
 
 import argparse
 import math
 import os
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import augment
+import console
 import data
-import loop
-import measure
+import flags
 import ranks
 import recipe
+import run as runs
 import sets
 import slip
+from device import autocast
+from evaluate import METRICS, apply_to_set, metrics, record
+from probe import probe
 
-COLUMNS = "epoch step loss train_top1 grad_norm lr images_per_s top1 per_class".split()
-FREE = {"out", "root", "workers", "device", "save_every"}
-DECAYS = [10.0**power for power in range(-6, 1)]  # swept weight decays of the fast path
-
-
-def fit(features, labels, classes, decay, steps=200):
-    """Multinomial logistic regression by L-BFGS: mean cross entropy + decay/2 |W|^2 -> (W [K, D], b [K])."""
-    weight = torch.zeros(classes, features.shape[1], device=features.device, requires_grad=True)
-    bias = torch.zeros(classes, device=features.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=steps, history_size=10, line_search_fn="strong_wolfe"
-    )
-
-    def loss():
-        optimizer.zero_grad()
-        value = F.cross_entropy(features @ weight.T + bias, labels) + decay / 2 * weight.square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return weight.detach(), bias.detach()
+COLUMNS = ["epoch", "step", "loss", "train_top1", "grad_norm", "images_per_s", *METRICS]
+HIDDEN = {"grad_norm", "top5", "top1_top5", "auc"}  # in log.csv, not in the table on the screen
 
 
-def probe(train, train_labels, test, test_labels, classes):
-    """Features [n, D], labels [n] of both splits -> (test metrics, the chosen decay)."""
-    mean, std = train.mean(0), train.std(0) + 1e-6  # of the training features
-    train, test = (train - mean) / std, (test - mean) / std
-    chosen = torch.rand(len(train), generator=torch.Generator().manual_seed(0)) < 0.8
-    chosen = chosen.to(train.device)
-    accuracies, live = [], loop.Live()
-    for decay in DECAYS:
-        live.show(f"trying weight decay {decay:g}")
-        weight, bias = fit(train[chosen], train_labels[chosen], classes, decay, steps=60)
-        guess = (train[~chosen] @ weight.T + bias).argmax(1)
-        accuracies.append((guess == train_labels[~chosen]).float().mean().item())
-    live.clear()
-    decay = DECAYS[max(range(len(DECAYS)), key=accuracies.__getitem__)]
-    weight, bias = fit(train, train_labels, classes, decay)
-    return measure.metrics(test @ weight.T + bias, test_labels), decay
-
-
-def extract(model, source, device, workers=0, resize=None):
-    """(features [n, D] of the frozen tower on the evaluation views, labels [n])."""
-    size = model.config.image_size
-    return measure.over(source, size, device, model.visual, resize=resize, workers=workers)
+def extract(model, source, device, **options):
+    """(features [n, D] of the frozen tower, labels [n]); options as of evaluate.apply_to_set."""
+    return apply_to_set(source, model.config.image_size, device, model.visual, **options)[:2]
 
 
 def evaluate(model, train, test, device, workers=0):
-    """Fast linear probe of a model on both splits of a labelled set: ({"top1", ...}, decay)."""
+    """The fast recipe on both splits of a labelled set -> (metrics of the test split, weight decay).
+
+    Training images that cannot be decoded are left out with a warning; of the test split they raise Stop.
+    """
     model.eval()
-    features = [extract(model, source, device, workers) for source in (train, test)]
-    return probe(*features[0], *features[1], len(train.classes))
+    features = extract(model, train, device, workers=workers, skip_bad=True)
+    return probe(*features, *extract(model, test, device, workers=workers), len(train.classes))
 
 
-# The paper's path
+# The paper's recipe
 
 
-class Head(nn.Module):
-    """Features [B, D] -> logits [B, K]; with what slip.save asks of a model."""
-
-    def __init__(self, config, width, classes):
-        super().__init__()
-        self.config, self.tokenizer = config, None
-        self.head = nn.Linear(width, classes)
-        nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, features):
-        return self.head(features)
-
-
-def cosine_by_epoch(step, epoch_steps, epochs, peak):
-    """The learning rate of a step: the same for a whole epoch, never quite 0."""
-    return peak * (1 + math.cos(math.pi * (step // epoch_steps) / epochs)) / 2
-
-
-def set_up_sgd(args, model, train):
-    """Resolve the flags and open the run folder: (head, state); raises ValueError or OSError."""
-    values = recipe.LINEAR
-    args.epochs = values["epochs"] if args.epochs is None else args.epochs
-    args.batch_size = values["batch_size"] if args.batch_size is None else args.batch_size
-    if args.epochs < 1 or not ranks.world() <= args.batch_size <= len(train) or args.seed < 0:
+def set_up(args, path, model, train):
+    """-> (head: features [B, D] -> logits [B, K], settings, run). Raises ValueError or OSError."""
+    values, world = vars(args) | {"epochs": args.epochs or recipe.LINEAR["epochs"]}, ranks.world()
+    batch = args.batch_size or min(recipe.LINEAR["batch_size"], len(train) // world * world)
+    if not 0 < batch <= len(train) or batch % world:
         raise ValueError(
-            f"found --epochs {args.epochs} --batch-size {args.batch_size} --seed {args.seed}, expected 1 or "
-            f"more, {ranks.world()} (the ranks) to {len(train)} (the pictures), 0 or more"
+            f"found --batch-size {batch}, expected 1 to {len(train)}, a multiple of {world} ranks"
         )
-    args.lr = values["lr"] * args.batch_size / values["lr_batch"] if args.lr is None else args.lr
-    if args.lr <= 0 or (args.save_every is not None and args.save_every <= 0):
-        raise ValueError(f"found --lr {args.lr} --save-every {args.save_every}, expected more than 0")
-    args.epoch_steps = len(train) // args.batch_size
-    args.out = args.out or os.path.join(os.path.dirname(args.checkpoint), f"linear-{args.data}")
+    values["lr"] = args.lr or recipe.LINEAR["lr"] * batch / recipe.LINEAR["lr_batch"]
+    steps = values["epochs"] * (len(train) // batch)
+    values |= dict(batch_size=batch, epoch_steps=len(train) // batch, steps=steps)
+    values["out"] = args.out or os.path.join(os.path.dirname(path), f"linear-{args.data}")
+    settings = flags.freeze(values | dict(checkpoint=path, image_size=model.config.image_size))
     torch.manual_seed(args.seed)
-    head = Head(model.config, model.visual.width, len(train.classes))
-    state = loop.resume(args.out, vars(args), FREE)
-    if state:
-        slip.fill(head, state["weights"], args.out)
-    return head, state
+    head = nn.Sequential(OrderedDict(head=nn.Linear(model.visual.width, len(train.classes))))
+    nn.init.normal_(head.head.weight, std=0.01)
+    nn.init.zeros_(head.head.bias)
+    head.config, head.tokenizer = model.config, None  # for slip.save
+    run = runs.open_run(settings, {"out", "root", "workers", "device"}, COLUMNS)
+    if run.state:
+        slip.load_weights(head, run.state["weights"], settings.out)
+    return head, settings, run
 
 
-def sgd(args, model, train, test, head, state, device):
-    """The paper's SGD on random crops -> rows of the log. The encoder is in evaluation mode and stays."""
-    size, resize = model.config.image_size, recipe.LINEAR["test_resize"]
-    views = data.LabelledViews(train, size, args.seed, recipe.LINEAR["crop"])
-    wrapped = ranks.wrap(head.to(device))
-    optimizer = torch.optim.SGD(wrapped.parameters(), args.lr, momentum=recipe.LINEAR["momentum"])
-    scored, labels = extract(model, test, device, args.workers, round(size * resize))  # frozen: once will do
+def sgd(model, head, settings, run, train, test, device, workers):
+    """The loop: random crops, the frozen tower, cross entropy -> metrics of the test split."""
+    size, wrapped = model.config.image_size, ranks.wrap(head.to(device))
+    optimizer = torch.optim.SGD(head.parameters(), settings.lr, momentum=recipe.LINEAR["momentum"])
+    if run.state:
+        optimizer.load_state_dict(run.state["run"]["optimizer"])
+    resize = round(size * recipe.LINEAR["test_resize"])
+    test_features, test_labels = extract(model, test, device, workers=workers, resize=resize)
+    views = data.LabelledViews(train, size, settings.seed, recipe.LINEAR["crop"])
 
-    def tower(chunk):
-        return {"features": model.visual(chunk["images"])}
+    def loader_for(steps):
+        sampler = data.Batches(len(train), None, settings.batch_size, settings.seed, steps, ranks.share)
+        return data.loader(views, sampler, workers, pin=device.type == "cuda")
 
-    def loss_of(batch):
-        batch = data.device_views({n: v.to(device, non_blocking=True) for n, v in batch.items()})
-        with torch.no_grad(), ranks.autocast(device):
-            features = slip.in_chunks(tower, {"images": batch["images"]}, 256)["features"]  # [b, D]
-        logits = ranks.gather(wrapped(features.float()))  # [B, K]
-        targets = ranks.gather(batch["labels"])  # [B]
+    def end_epoch():
+        run.end_epoch(metrics(head(test_features).detach(), test_labels), None, head, HIDDEN)
+        run.save(head, optimizer)
+
+    def features(chunk):
+        return {"image": model.visual(augment.normalise(chunk["images"]))}
+
+    if run.epoch_ended:
+        end_epoch()
+    for step, batch in run.batches(loader_for):
+        done = step // settings.epoch_steps / settings.epochs  # the same for a whole epoch
+        optimizer.param_groups[0]["lr"] = lr = settings.lr * (1 + math.cos(math.pi * done)) / 2
+        images, labels = (batch[name].to(device, non_blocking=True) for name in ("images", "labels"))
+        with torch.no_grad(), autocast(device):
+            frozen = slip.in_chunks(features, {"images": images}, 256)["image"].float()  # [b, D]
+        logits, targets = ranks.gather(wrapped(frozen)), ranks.gather(labels)  # [B, K], [B]
+        loss = F.cross_entropy(logits, targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(head.parameters(), math.inf)
         hits = (logits.argmax(1) == targets).float().mean()
-        return F.cross_entropy(logits, targets), {"train_top1": 100 * hits}
-
-    def batches(steps):
-        sampler = data.Batches(len(views), None, args.batch_size, args.seed, steps, ranks.mine)
-        return data.loader(views, sampler, args.workers, pin=device.type == "cuda")
-
-    @torch.no_grad()
-    def after_epoch():
-        return measure.metrics(head(scored), labels), None
-
-    return loop.fit(
-        wrapped, optimizer, batches, loss_of, out=args.out, args=vars(args), state=state,
-        steps=args.epochs * args.epoch_steps, epoch_steps=args.epoch_steps, batch_size=args.batch_size,
-        columns=COLUMNS, after_step=lambda step: None, after_epoch=after_epoch, save_every=args.save_every,
-        rate=lambda step: cosine_by_epoch(step, args.epoch_steps, args.epochs, args.lr),
-        bad_share=data.BAD_SHARE,
-    )  # fmt: skip
+        stats = dict(loss=loss.item(), train_top1=100 * hits.item(), grad_norm=grad_norm.item())
+        run.check_finite(stats, lr)
+        optimizer.step()
+        run.record(stats, lr)
+        if run.epoch_ended:
+            end_epoch()
+    run.finish(head, optimizer)
+    return {name: value for name, value in run.numbers["rows"][-1].items() if name in METRICS and value != ""}
 
 
 def arguments():
     parser = argparse.ArgumentParser(
-        description="Linear classification on frozen features. The fast path (features once, L-BFGS, weight "
-        "decay swept) is the default, seconds instead of hours; --recipe sgd is the paper's 90 epochs of SGD "
-        "on crops. The same line again goes on with a stopped run of it."
+        description="Linear classification on frozen features. The fast recipe takes seconds instead of "
+        "hours; the paper's is --recipe sgd. The same line again resumes a stopped run of it."
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, help="a run's checkpoint.pt or a published weight file")
+    add("--checkpoint", required=True, help="a run folder, its checkpoint.pt or a published weight file")
     add("--data", default="scenes", help="the labelled set (default: %(default)s)")
     add("--root", default="data", help="folder that holds the sets (default: %(default)s)")
     add("--recipe", choices=["fast", "sgd"], default="fast", help="default: %(default)s")
-    add("--workers", type=int, default=0, help="processes that decode (default: %(default)s)")
-    add("--device", help="cpu, cuda or cuda:N (default: the best at hand)")
-    paper = parser.add_argument_group("with --recipe sgd")
-    add = paper.add_argument
-    add("--epochs", type=int, help="passes over the pictures (default: 90)")
-    add("--batch-size", type=int, help="pictures in a step, over all ranks (default: 1024)")
-    add("--lr", type=float, help="first learning rate (default: 0.1 x batch / 256, MoCo v3's rule)")
-    add("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
-    add("--out", help="run folder (default: linear-DATA in the checkpoint's)")
-    add("--save-every", type=int, metavar="STEPS", help="checkpoints within an epoch as well")
+    add("--image-size", type=console.positive_int, help="side of the views, pixels (default: the model's)")
+    add("--workers", type=console.natural, help="processes that decode (default: 0 for small sets)")
+    add("--device", help="cpu, cuda, cuda:N, xpu or mps (default: the best there is)")
+    add = parser.add_argument_group("with --recipe sgd").add_argument
+    add("--epochs", type=console.positive_int, help="passes over the images (default: 90)")
+    add("--batch-size", type=console.positive_int, help="images in a step, over all ranks (default: 1024)")
+    add("--lr", type=console.positive_float, help="first rate (default: 0.1 x batch / 256, MoCo v3's rule)")
+    add("--seed", type=console.natural, default=0, help="of everything random (default: %(default)s)")
+    add("--out", help="run folder (default: linear-DATA beside the checkpoint)")
     return parser
 
 
 def main(argv=None):
     parser = arguments()
     args = parser.parse_args(argv)
-    try:
-        if args.workers < 0:
-            raise ValueError(f"found --workers {args.workers}, expected 0 or more")
-        device = ranks.start(args.device)
-        model = slip.load(args.checkpoint).to(device)
-        train, test = sets.labelled(args.data, args.root)
-        if args.recipe == "sgd":
-            head, state = set_up_sgd(args, model, train)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
 
-    def work():
-        if args.recipe == "sgd":
-            result = sgd(args, model, train, test, head, state, device)[-1]
-            how = f"SGD, {args.epochs} epochs of crops, batch {args.batch_size}, lr {args.lr:g}"
+    def command():
+        try:
+            device, path = ranks.start(args.device), slip.find_checkpoint(args.checkpoint)
+            model = slip.load(path, args.image_size).to(device)
+            train, test = sets.labelled(args.data, args.root)
+            workers = recipe.workers(len(train)) if args.workers is None else args.workers
+            prepared = set_up(args, path, model, train) if args.recipe == "sgd" else None
+        except (ValueError, OSError) as error:
+            console.fail(parser, error)
+        if prepared:
+            settings = prepared[1]
+            result = sgd(model, *prepared, train, test, device, workers)
+            how = f"SGD, {settings.epochs} epochs, batch {settings.batch_size}, lr {settings.lr:g}"
         else:
-            result, decay = evaluate(model, train, test, device, args.workers)
-            how = f"L-BFGS on features extracted once, weight decay {decay:g} chosen on a fifth"
+            result, decay = evaluate(model, train, test, device, workers)
+            how = f"L-BFGS, weight decay {decay:g}"
         top1, per_class = result["top1"], result["per_class"]
-        ranks.say(f"{args.data}: linear top-1 {top1:.2f}%, mean per class {per_class:.2f}%")
-        ranks.say(f"  {args.recipe} path: {how}")
-        measure.record(args.checkpoint, "linear", test, how, "top1", top1)
-
-    code = loop.guarded(work)
-    if code == 0:
+        ranks.say(f"{args.data}: linear top-1 {top1:.2f}%, mean per class {per_class:.2f}% ({how})")
+        record(path, "linear", args.data, result | {"how": how})
         ranks.stop()
-    return code
+
+    return console.guarded(command)
 
 
 if __name__ == "__main__":
