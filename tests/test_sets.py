@@ -1,446 +1,115 @@
-"""Sets by their names: small ones in the true formats of torchvision's classes, a picture's red telling its
-label, against labels, names and pictures that come out; names of class folders; bad ones against one
-sentence. Class folders themselves, ImageNet and the scenes: test_data.py.
+"""Sets by their names: class folders as people keep them against labels and names, and what is not there or
+not right against one sentence; prompts; published JSON files.
 
-    pytest tests/test_sets.py
+    pytest tests/test_sets.py            the formats that torchvision reads: tests/test_libraries.py
 """
 
-import io
 import json
 import os
-import pickle
-import struct
-import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
-import torchvision
 from PIL import Image
 
-import data
 import sets
-import tasks
 
-SPLITS = ("train", "test")
-
-# Sets of torchvision: {path: what is in it} and the labels of (train, test). A number is a picture of that
-# label; text and bytes are themselves.
+APPLE = b"\x00\x05\x16\x07" + bytes(196)  # what a Mac leaves beside a file on a foreign disk
 
 
-def red(label):
-    return 40 + 5 * label
-
-
-def plain(labels, side, channels=3):
-    """uint8 [n, side, side, channels], as red as the labels say."""
-    images = np.zeros((len(labels), side, side, channels), np.uint8)
-    images[..., 0] = red(np.array(labels))[:, None, None]
-    return images
-
-
-def write(root, files):
-    for path, content in files.items():
-        path = root / path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, int):
-            Image.new("RGB", (12, 9), (red(content), 0, 90)).save(path)
-        elif isinstance(content, str):
-            path.write_text(content, encoding="utf-8")
-        else:
-            path.write_bytes(content)
-
-
-def under(base, files):
-    return {f"{base}/{path}": content for path, content in files.items()}
-
-
-def lines(*rows):
-    return "".join(f"{row}\n" for row in rows)
-
-
-def idx(kind):
-    """Two files for each split: big-endian numbers, the first a magic one."""
-    files, labels = {}, {"train": [9, 0, 4], "t10k": [3, 9]}
-    for name, found in labels.items():
-        head = struct.pack(">4i", 2051, len(found), 28, 28)
-        files[f"{kind}/raw/{name}-images-idx3-ubyte"] = head + plain(found, 28, 1).tobytes()
-        files[f"{kind}/raw/{name}-labels-idx1-ubyte"] = struct.pack(">2i", 2049, len(found)) + bytes(found)
-    return files, *labels.values()
-
-
-def batch(labels, key):
-    """As CIFAR keeps them: all the red of a picture first."""
-    return pickle.dumps(
-        {"data": plain(labels, 32).transpose(0, 3, 1, 2).reshape(len(labels), -1), key: labels}
-    )
-
-
-def cifar10():
-    train, base = [3, 0, 9, 9, 1], "cifar-10-batches-py"
-    files = {f"{base}/data_batch_{i}": batch([label], "labels") for i, label in enumerate(train, 1)}
-    names = "airplane automobile bird cat deer dog frog horse ship truck".split()
-    files[f"{base}/batches.meta"] = pickle.dumps({"label_names": names})
-    return files | {f"{base}/test_batch": batch([5, 8], "labels")}, train, [5, 8]
-
-
-def cifar100():
-    files = {"train": batch([11, 30], "fine_labels"), "test": batch([42], "fine_labels")}
-    files["meta"] = pickle.dumps({"fine_label_names": [f"maple_tree{i}" for i in range(100)]})
-    return under("cifar-100-python", files), [11, 30], [42]
-
-
-def stl10():
-    files, labels = {"unlabeled_X.bin": b""}, {"train": [0, 9, 4], "test": [2, 1]}
-    for split, found in labels.items():
-        files[f"{split}_X.bin"] = plain(found, 96).transpose(0, 3, 2, 1).tobytes()
-        files[f"{split}_y.bin"] = bytes(label + 1 for label in found)
-    return under("stl10_binary", files), *labels.values()
-
-
-def fer2013():
-    rows = [(0, "Training"), (6, "PublicTest"), (3, "Training"), (2, "PrivateTest")]
-    cells = [f"{label},{' '.join([str(red(label))] * 48 * 48)},{usage}" for label, usage in rows]
-    return {"fer2013/fer2013.csv": lines("emotion,pixels,Usage", *cells)}, [0, 3], [6, 2]
-
-
-def food101():
-    names, files = ["apple_pie", "baby_back_ribs", "sushi"], {}
-    for split, numbers in (("train", (0, 1)), ("test", (5,))):
-        table = {name: [f"{name}/{i}" for i in numbers] for name in names}
-        files[f"food-101/meta/{split}.json"] = json.dumps(table)
-        files |= {f"food-101/images/{n}/{i}.jpg": label for label, n in enumerate(names) for i in numbers}
-    return files, [0, 0, 1, 1, 2, 2], [0, 1, 2]
-
-
-def dtd():
-    names = ["banded", "polka-dotted", "woven"]
-    files = {f"images/{n}/{n}_{i}.jpg": label for label, n in enumerate(names) for i in (0, 1)}
-    files["labels/train1.txt"] = lines(*[f"{name}/{name}_0.jpg" for name in names])
-    files["labels/test1.txt"] = lines(*[f"{name}/{name}_1.jpg" for name in reversed(names)])
-    return under("dtd/dtd", files), [0, 1, 2], [2, 1, 0]
-
-
-def pets():
-    names, files = ["Abyssinian", "great_pyrenees", "Sphynx"], {}
-    for split, i in (("trainval", 1), ("test", 2)):
-        rows = [f"{name}_{i} {label} 1 1" for label, name in enumerate(names, 1)]
-        files[f"annotations/{split}.txt"] = lines(*rows)
-        files |= {f"images/{name}_{i}.jpg": label for label, name in enumerate(names)}
-    return under("oxford-iiit-pet", files), [0, 1, 2], [0, 1, 2]
-
-
-def aircraft():
-    files = {f"images/{number:07}.jpg": label for number, label in ((1, 1), (2, 0), (3, 0))}
-    files["variants.txt"] = lines("707-320", "Eurofighter Typhoon")
-    files["images_variant_trainval.txt"] = lines("0000001 Eurofighter Typhoon", "0000002 707-320")
-    files["images_variant_test.txt"] = lines("0000003 707-320")
-    return under("fgvc-aircraft-2013b/data", files), [1, 0], [0]
-
-
-def gtsrb():
-    files = {f"gtsrb/GTSRB/Training/{label:05}/00000_00000.ppm": label for label in range(43)}
-    files |= {f"gtsrb/GTSRB/Final_Test/Images/{i:05}.ppm": label for i, label in enumerate([14, 2])}
-    rows = [f"{i:05}.ppm;30;30;5;5;25;25;{label}" for i, label in enumerate([14, 2])]
-    head = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"
-    return files | {"gtsrb/GT-final_test.csv": lines(head, *rows)}, list(range(43)), [14, 2]
-
-
-def clevr_counts():
-    base, files, splits = "clevr/CLEVR_v1.0", {}, {"train": [0, 7], "val": [7, 1, 1]}
-    for split, labels in splits.items():
-        names = [f"CLEVR_{split}_{i:06}.png" for i in range(len(labels))]
-        found = [{"image_filename": name, "objects": [{}] * (n + 3)} for name, n in zip(names, labels)]
-        files[f"{base}/scenes/CLEVR_{split}_scenes.json"] = json.dumps({"scenes": found})
-        files |= {f"{base}/images/{split}/{name}": label for name, label in zip(names, labels)}
-    return files, *splits.values()
-
-
-def folders(base, names, splits, suffix):
-    """base/<split>/<class>/0<suffix>"""
-    files = {f"{base}/{s}/{n}/0{suffix}": label for s in splits for label, n in enumerate(names)}
-    return files, list(range(len(names))), list(range(len(names)))
-
-
-def eurosat():
-    names = "AnnualCrop Forest HerbaceousVegetation Highway Industrial Pasture PermanentCrop".split()
-    names += ["Residential", "River", "SeaLake"]
-    files = {f"eurosat/2750/{n}/{n}_{i}.jpg": label for label, n in enumerate(names) for i in range(4)}
-    return files, sorted([*range(10)] * 2), sorted([*range(10)] * 2)
-
-
-def sun397():
-    names = ["abbey", "apartment_building/outdoor", "church/indoor"]
-    files = {f"SUN397/{n[0]}/{n}/sun_{i:03}.jpg": c for c, n in enumerate(names) for i in range(103)}
-    files["SUN397/ClassName.txt"] = lines(*[f"/{name[0]}/{name}" for name in names])
-    return files, sorted([0, 1, 2] * 50), sorted([0, 1, 2] * 53)
-
-
-def caltech101():
-    counts = {"BACKGROUND_Google": 1, "Faces_easy": 70, "ant": 42, "water_lilly": 1}
-    files = {
-        f"caltech101/101_ObjectCategories/{name}/image_{i:04}.jpg": label if label >= 0 else 40
-        for label, (name, count) in enumerate(counts.items(), -1)
-        for i in range(count)
-    }
-    return files, [0] * 30 + [1] * 21, [0] * 40 + [1] * 21 + [2]
-
-
-def mat(**arrays):
-    file = io.BytesIO()
-    pytest.importorskip("scipy.io").savemat(file, arrays)
-    return file.getvalue()
-
-
-def flowers():
-    labels = [77, 1, 3, 102]  # of the pictures 1 to 4
-    files = {f"jpg/image_{i:05}.jpg": label - 1 if label < 43 else 0 for i, label in enumerate(labels, 1)}
-    files["imagelabels.mat"] = mat(labels=[labels])
-    files["setid.mat"] = mat(trnid=[[3, 2]], valid=[[4]], tstid=[[2, 3]])
-    return under("flowers-102", files), [2, 0], [0, 2]
-
-
-def cars():
-    kind, splits = [("fname", object), ("class", object)], {"train": [1, 0], "test": [0, 0, 1]}
-    files = {}
-    for split, labels in splits.items():
-        rows = np.array([(f"{i:05}.jpg", label + 1) for i, label in enumerate(labels)], kind)
-        files |= {f"cars_{split}/{i:05}.jpg": label for i, label in enumerate(labels)}
-        place = "devkit/cars_train_annos.mat" if split == "train" else "cars_test_annos_withlabels.mat"
-        files[place] = mat(annotations=rows)
-    names = np.array(["AM General Hummer SUV 2000", "Acura RL Sedan 2012"], object)
-    files["devkit/cars_meta.mat"] = mat(class_names=names)
-    return under("stanford_cars", files), *splits.values()
-
-
-def patch_camelyon():
-    h5py, files, splits = pytest.importorskip("h5py"), {}, {"train": [1, 0], "test": [0, 1, 1]}
-    for split, labels in splits.items():
-        labels = np.array(labels, np.uint8)
-        for name, array in (("x", plain(labels, 96)), ("y", labels.reshape(-1, 1, 1, 1))):
-            with h5py.File(file := io.BytesIO(), "w") as inside:
-                inside[name] = array
-            files[f"pcam/camelyonpatch_level_2_split_{split}_{name}.h5"] = file.getvalue()
-    return files, *splits.values()
-
-
-COUNTRIES, OPINIONS, BY_VAL = ["AD", "GE", "XK"], ["negative", "positive"], ("train", "val")
-WNIDS = list(torchvision.datasets.Imagenette._WNID_TO_CLASS)
-MADE = {  # set: (how it is made, a label, what that is called)
-    "food101": (food101, 1, "baby back ribs"),
-    "cifar10": (cifar10, 1, "automobile"),
-    "cifar100": (cifar100, 7, "maple tree7"),
-    "sun397": (sun397, 1, "outdoor apartment building"),
-    "cars": (cars, 0, "AM General Hummer SUV 2000"),
-    "aircraft": (aircraft, 1, "Eurofighter Typhoon"),
-    "dtd": (dtd, 1, "polka-dotted"),
-    "pets": (pets, 1, "Great Pyrenees"),
-    "caltech101": (caltech101, 0, "face in the middle of the picture"),
-    "flowers": (flowers, 76, "passion flower"),
-    "mnist": (lambda: idx("MNIST"), 3, ["three", "3"]),
-    "fer2013": (fer2013, 3, "happy"),
-    "stl10": (stl10, 7, "monkey"),
-    "eurosat": (eurosat, 9, "the sea or a lake"),
-    "gtsrb": (gtsrb, 14, "stop"),
-    "country211": (lambda: folders("country211", COUNTRIES, SPLITS, ".jpg"), 1, "Georgia, the country"),
-    "patch_camelyon": (patch_camelyon, 0, "healthy tissue"),
-    "clevr_counts": (clevr_counts, 7, ["ten objects", "10 objects"]),
-    "rendered_sst2": (lambda: folders("rendered-sst2", OPINIONS, SPLITS, ".png"), 1, "positive"),
-    "fashionmnist": (lambda: idx("FashionMNIST"), 9, "ankle boot"),
-    "imagenette": (lambda: folders("imagenette2", WNIDS, BY_VAL, ".JPEG"), 0, ["tench", "Tinca tinca"]),
-}  # fmt: skip
-
-
-def make(root, *names):
-    """Write sets; the labels (train, test) of the last."""
+def fill(folder, *names, suffix=".JPEG", count=1):
     for name in names:
-        files, *labels = MADE[name][0]()
-        write(root, files)
-    return labels
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            form = {".jfif": "JPEG", ".pgm": "PPM"}.get(suffix.lower())
+            Image.new("L", (9, 9), 10 * i).save(folder / name / f"{i}{suffix}", form)
 
 
-@pytest.fixture
-def any_md5(monkeypatch):
-    """Small files cannot have the sums of the true ones; they must be there all the same."""
-    for module in ("cifar", "stl10", "fer2013", "flowers102"):
-        monkeypatch.setattr(
-            getattr(torchvision.datasets, module),
-            "check_integrity",
-            lambda path, md5=None: os.path.isfile(path),
-        )
+# Class folders
 
 
-@pytest.mark.parametrize("name", sets.TORCHVISION)
-def test_a_set_of_torchvision_has_its_pictures_labels_and_names(tmp_path, any_md5, name):
-    assert not sets.found(name, tmp_path)
-    expected = make(tmp_path, name)
-    assert sets.found(name, tmp_path)
-    for split, labels in zip(SPLITS, expected):
-        source = sets.open_source(name, tmp_path, split)
-        assert source.name == name and [source.label(i) for i in range(len(source))] == labels
-        for i, label in enumerate(labels):
-            shown, target = source[i]
-            assert shown.mode == "RGB" and type(target) is int and target == label
-            assert abs(shown.getpixel((5, 5))[0] - red(label)) <= 2  # JPEG's rounding; labels are 5 apart
-        assert source.classes[MADE[name][1]] == MADE[name][2]
+def test_a_folder_of_classes_is_a_set(tmp_path):
+    """One that torchvision knows in another layout, too."""
+    fill(tmp_path / "pets/train", "tabby_cat", "dog", "dog/more", count=2)
+    fill(tmp_path / "pets/val", "tabby_cat", "dog")
+    train, test = sets.labelled("pets", tmp_path)
+    assert train.classes == ["dog", "tabby cat"] and len(test) == 2  # val, where there is no test
+    assert [train.label(i) for i in range(len(train))] == [0] * 4 + [1] * 2
+    assert train[4][0].mode == "RGB" and train[4][1] == 1
 
 
-def test_a_label_is_known_without_decoding_and_a_bad_picture_by_its_path(tmp_path):
-    make(tmp_path, "food101")
-    for path in tmp_path.rglob("*.jpg"):
-        path.write_bytes(b"")
-    source = sets.open_source("food101", tmp_path, "test")
-    assert [source.label(i) for i in range(3)] == [0, 1, 2]
-    with pytest.raises(data.Unreadable, match="cannot read .*apple_pie/5.jpg"):
-        data.Labelled(source, 8)[0]
+def test_what_is_no_class_and_no_image_does_not_count(tmp_path):
+    for split in ("train", "val"):
+        folder = tmp_path / "pets" / split
+        fill(folder, "cat", "dog", ".ipynb_checkpoints", "cat/.thumbnails", "__MACOSX")
+        for junk in ("cat/._0.JPEG", "dog/.DS_Store", "dog/Thumbs.db"):
+            (folder / junk).write_bytes(APPLE)
+    for source in sets.labelled("pets", tmp_path):
+        assert source.classes == ["cat", "dog"] and len(source) == 2
 
 
-@pytest.mark.parametrize("name", ["eurosat", "sun397", "caltech101"])
-def test_a_set_without_splits_gets_two_that_are_always_the_same(tmp_path, name):
-    make(tmp_path, name)
-
-    def places(split):
-        source = sets.open_source(name, tmp_path, split)
-        return [source.where(i) for i in range(len(source))]
-
-    train, test = places("train"), places("test")
-    assert (train, test) == (places("train"), places("test")) and not set(train) & set(test)
-    every = sorted(str(path) for path in tmp_path.rglob("*.jpg") if "BACKGROUND" not in str(path))
-    assert sorted(train + test) == every
-    assert train != every[: len(train)] and test != every[: len(test)]  # drawn, not the first ones
+def test_suffixes_are_those_that_pillow_opens_and_the_rest_is_warned_of(tmp_path):
+    for name, suffix in (("cat", ".JFIF"), ("dog", ".pgm"), ("fish", ".WebP"), ("owl", ".tiff")):
+        fill(tmp_path / "pets/test", name, suffix=suffix)
+    for i in range(3):
+        (tmp_path / f"pets/test/dog/{i}.heic").write_bytes(b"not opened")
+    with pytest.warns(UserWarning, match="3 files are passed over.*0.heic"):
+        source = sets.open_source("pets", tmp_path, "test")
+    assert source.classes == ["cat", "dog", "fish", "owl"] and len(source) == 4
 
 
-SPOILT = {  # set: (file, what it holds instead; None: it is gone)
-    "food101": ("food-101/meta/test.json", b'{"apple_pie": ['),
-    "cifar10": ("cifar-10-batches-py/test_batch", b"\x80\x04"),
-    "cifar100": ("cifar-100-python/meta", None),
-    "sun397": ("SUN397/ClassName.txt", b"/a/abbey\n"),
-    "aircraft": ("fgvc-aircraft-2013b/data/images_variant_test.txt", b"0000003 Unknown\n"),
-    "dtd": ("dtd/dtd/labels/test1.txt", b"no slash\n"),
-    "pets": ("oxford-iiit-pet/annotations/test.txt", b"Abyssinian_1 1\n"),
-    "mnist": ("MNIST/raw/t10k-labels-idx1-ubyte", b"\0\0\x08\x01"),
-    "fer2013": ("fer2013/fer2013.csv", b"emotion,pixels,Usage\n0,1 2 3,PublicTest\n"),
-    "stl10": ("stl10_binary/test_X.bin", b"123"),
-    "eurosat": ("eurosat/2750/Forest/*", None),
-    "gtsrb": ("gtsrb/GT-final_test.csv", b"Filename;ClassId\n00000.ppm;43\n"),
-    "country211": ("country211/test/*/*", None),
-    "clevr_counts": ("clevr/CLEVR_v1.0/scenes/CLEVR_val_scenes.json", b'{"scenes": []}'),
-    "rendered_sst2": ("rendered-sst2/test/positive/*", None),
-    "imagenette": ("imagenette2/val/*/*", None),
-    "caltech101": ("caltech101/101_ObjectCategories/*/*", None),
-}
+def test_empty_classes_are_named_and_left_out_or_refused_where_the_splits_differ(tmp_path):
+    for split in ("train", "test"):
+        fill(tmp_path / "pets" / split, "cat", "dog")
+        (tmp_path / "pets" / split / "fish").mkdir()
+    with pytest.warns(UserWarning, match="classes without images are left out: fish"):
+        train, test = sets.labelled("pets", tmp_path)
+    assert train.classes == test.classes == ["cat", "dog"]
+    fill(tmp_path / "pets/train", "fish")
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"training \(3\) than .* \(2\): fish"):
+        sets.labelled("pets", tmp_path)
 
 
-def spoil(root, name):
-    pattern, content = SPOILT[name]
-    for path in root.glob(pattern):
-        path.unlink() if content is None else path.write_bytes(content)
+def test_links_to_folders_are_followed_once(tmp_path):
+    fill(tmp_path / "elsewhere", "cat", count=3)
+    fill(tmp_path / "pets/test", "dog")
+    (tmp_path / "pets/test/cat").symlink_to(tmp_path / "elsewhere/cat", target_is_directory=True)
+    (tmp_path / "elsewhere/cat/loop").symlink_to(tmp_path / "elsewhere/cat", target_is_directory=True)
+    source = sets.open_source("pets", tmp_path, "test")
+    assert [source.label(i) for i in range(len(source))] == [0, 0, 0, 1]
 
 
-@pytest.mark.parametrize("name", SPOILT)
-def test_a_damaged_set_is_one_sentence_with_its_place(tmp_path, any_md5, name):
-    make(tmp_path, name)
-    spoil(tmp_path, name)
-    with pytest.raises(ValueError, match="it may be incomplete or damaged") as error:
-        sets.open_source(name, tmp_path, "test")
-    assert f"cannot read {name} at {tmp_path / sets.TORCHVISION[name].place}" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_sums_that_differ_are_told(tmp_path):
-    make(tmp_path, "stl10")
-    with pytest.raises(ValueError, match="cannot read stl10 at .*corrupted"):
-        sets.open_source("stl10", tmp_path, "test")
-
-
-def test_facial_expressions_without_test_labels_are_one_sentence(tmp_path, any_md5):
-    write(tmp_path, {"fer2013/test.csv": lines("pixels", " ".join(["7"] * 48 * 48))})
-    with pytest.raises(ValueError, match="fer2013 at .*test pictures come without labels"):
-        sets.open_source("fer2013", tmp_path, "test")
-
-
-@pytest.mark.parametrize("name", ["flowers", "cars", "patch_camelyon"])
-def test_a_missing_package_is_one_sentence_with_the_line_to_install_it(tmp_path, monkeypatch, name):
-    package = sets.TORCHVISION[name].needs
-    monkeypatch.setitem(sys.modules, package, None)
-    (tmp_path / sets.TORCHVISION[name].place).mkdir(parents=True)
-    with pytest.raises(ValueError, match=f"{name} is read by {package}: type pip install {package}"):
-        sets.open_source(name, tmp_path, "test")
-    assert f"pip install {package}" in sets.how_to_get(name, tmp_path)
-
-
-@pytest.mark.parametrize(
-    "name, why",
-    [
-        ("cub200", "cannot be downloaded: put its pictures"),
-        ("fer2013", "cannot be downloaded: .*kaggle"),
-        ("cars", "cannot be downloaded: its home is gone"),
-        ("dtd", r"was not downloaded \(OSError: Network is unreachable\)$"),
-    ],
-)
-def test_what_cannot_be_downloaded_is_one_sentence(tmp_path, monkeypatch, name, why):
-    def dead(url, *args, **options):
-        raise OSError("Network is unreachable\nat all")
-
-    monkeypatch.setattr("urllib.request.urlopen", dead)
-    with pytest.raises(ValueError, match=f"{name} {why}"):
-        sets.download(name, tmp_path)
-    assert not sets.found(name, tmp_path)
-
-
-def test_a_download_of_what_is_there_needs_no_network(tmp_path, monkeypatch):
-    monkeypatch.setattr("urllib.request.urlopen", None)
-    make(tmp_path, "food101")
-    sets.download("food101", tmp_path)
-
-
-def test_the_papers_sets_are_all_known_and_each_says_how_to_get_it(tmp_path):
-    assert set(tasks.PAPER) == {*sets.TORCHVISION, *sets.FOLDERS, "imagenet"} - {"fashionmnist", "imagenette"}
-    names = sets.names(tmp_path / "nothere")
-    assert names[:26] == list(tasks.PAPER) and len(set(names)) == len(names)
-    assert all(str(tmp_path) in sets.how_to_get(name, tmp_path) for name in names)
-
-
-# Sets in folders
-
-
-def fill(folder, *names, count=1):
-    write(folder, {f"{name}/{i}.JPEG": i for name in names for i in range(count)})
-
-
-def test_your_own_sets_are_found_beside_the_known_ones(tmp_path):
-    make(tmp_path, "country211", "imagenette")
-    fill(tmp_path / "mushrooms/val", "amanita")
-    fill(tmp_path / "untested/train", "amanita")
-    (tmp_path / "notes").mkdir()
-    added = [name for name in sets.names(tmp_path) if name not in sets.names(tmp_path / "nothere")]
-    assert added == ["mushrooms"] and sets.found("mushrooms", tmp_path)
+@pytest.mark.skipif(os.name == "nt", reason="names of files are Unicode there")
+def test_a_name_that_is_not_utf8_is_read(tmp_path):
+    fill(tmp_path / "pets/train", "dog")
+    os.rename(tmp_path / "pets/train/dog/0.JPEG", os.fsencode(tmp_path / "pets/train/dog") + b"/caf\xe9.JPEG")
+    assert sets.open_source("pets", tmp_path)[0][0].size == (9, 9)
 
 
 def named(root, name, text, *folders):
     """{class folder: its class} and all classes of a set with this file of names, in the order of labels."""
     fill(root / name / "test", *folders)
     if text is not None:
-        write(root / name, {"classes.txt": text})
+        (root / name / "classes.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
     source = sets.open_source(name, root, "test")
-    return {source.where(i).split(os.sep)[-2]: source.classes[source.label(i)] for i in range(len(source))}, (
-        source.classes
-    )
+    places = [Path(source.where(i)).parent.name for i in range(len(source))]
+    return {place: source.classes[source.label(i)] for i, place in enumerate(places)}, source.classes
 
 
-def test_a_file_of_names_names_the_folders_and_orders_the_labels(tmp_path):
-    found, classes = named(tmp_path, "apes", "b\tblue tit\nmissing\tauk\na\tnaïve ape\n", "a", "b")
-    assert found == {"a": "naïve ape", "b": "blue tit"} and classes == ["blue tit", "auk", "naïve ape"]
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_file_of_names_names_the_folders_and_orders_the_labels(tmp_path, mark):
+    text = mark + "b\tblue_tit\r\nmissing\tauk\r\na\tnaïve ape\r\n"
+    found, classes = named(tmp_path, "apes", text, "a", "b")
+    assert found == {"a": "naïve ape", "b": "blue_tit"} and classes == ["blue_tit", "auk", "naïve ape"]
 
 
 @pytest.mark.parametrize(
     "text, sentence",
     [
         ("a\tape\nb\n", "classes.txt, line 2: found 'b', expected folder<TAB>name"),
-        ("a\tape\n\nb\tbee\n", "classes.txt, line 2: found ''"),
-        ("a\t\n", "classes.txt, line 1: found 'a.t'"),
         ("a\tape\na\tapple\n", "classes.txt, line 2: found 'a.tapple' again"),
         ("a\tape\n", "classes.txt has no line for the folder b$"),
-        (b"a\t\xff\n", "classes.txt is not text in UTF-8"),
+        ("a\té\n".encode("cp1252"), "classes.txt is not text in UTF-8"),
+        ("a\tape\nb\tbee\n".encode("utf-16"), "classes.txt is not text in UTF-8"),
     ],
 )
 def test_a_bad_file_of_names_is_one_sentence(tmp_path, text, sentence):
@@ -452,16 +121,122 @@ def test_folders_of_the_papers_sets_are_called_by_words(tmp_path):
     known = {"001.Black_footed_Albatross": "Black footed Albatross", "ApplyEyeMakeup": "Apply Eye Makeup"}
     known |= {"baseball_diamond": "baseball diamond", "X-ray": "X-ray"}
     assert named(tmp_path, "cub200", None, *known)[0] == known
-    assert named(tmp_path, "mine", None, "iPhone", "2.A_b")[0] == {"iPhone": "iPhone", "2.A_b": "2.A b"}
-    assert named(tmp_path, "hateful_memes", None, "hateful", "harmless")[1] == [
-        "harmless meme",
-        "hateful meme",
+    assert named(tmp_path, "own", None, "iPhone", "2.A_b")[0] == {"iPhone": "iPhone", "2.A_b": "2.A b"}
+    assert named(tmp_path, "kitti_distance", None, "far", "none")[1] == [
+        "another car far ahead",
+        "no other car",
     ]
-    found, _ = named(tmp_path, "kitti_distance", None, "far", "none")
-    assert found == {"far": "another car far ahead", "none": "no other car"}
 
 
-# Captioned sets and their splits
+# ImageNet
+
+WNIDS = ("n01440764", "n02123045")
+MAPPING = "n02123045 tabby, tabby cat\r\nn09999999 of no folder\r\n\r\nn01440764 tench, Tinca tinca\r\n"
+
+
+@pytest.mark.parametrize("name, place", [("imagenet", "."), ("imagenet", "imagenet"), ("wnids", "wnids")])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_mapping_beside_names_the_wordnet_ids(tmp_path, name, place, mark):
+    fill(tmp_path / place / "val", *WNIDS)
+    (tmp_path / place / "LOC_synset_mapping.txt").write_bytes((mark + MAPPING).encode())
+    assert sets.open_source(name, tmp_path, "test").classes == ["tench", "tabby"]
+    assert sets.found(name, tmp_path)
+    fill(tmp_path / place / "val", "n00000001")
+    with pytest.raises(ValueError, match=r"no line for n00000001 \(1 missing\).*add"):
+        sets.open_source(name, tmp_path, "test")
+
+
+def test_wordnet_ids_without_names_are_refused_for_imagenet_and_warned_of_elsewhere(tmp_path):
+    for name in ("imagenet", "wnids"):
+        fill(tmp_path / name / "val", *WNIDS)
+    with pytest.raises(ValueError, match="n01440764.*add .*LOC_synset_mapping"):
+        sets.open_source("imagenet", tmp_path, "test")
+    with pytest.warns(UserWarning, match="n01440764.*add .*LOC_synset_mapping"):
+        assert sets.open_source("wnids", tmp_path, "test").classes == list(WNIDS)
+
+
+@pytest.mark.slow
+def test_a_thousand_wordnet_ids_are_imagenets_classes(tmp_path):
+    fill(tmp_path / "val", *[f"n{i:08}" for i in range(1000)])
+    names = sets.open_source("imagenet", tmp_path, "test").classes
+    assert (len(names), names[0], names[999]) == (1000, "tench", "toilet tissue")
+
+
+def test_a_flat_validation_folder_is_read_by_its_solution_or_told_what_to_do(tmp_path):
+    fill(tmp_path, "val", count=3)
+    (tmp_path / "LOC_synset_mapping.txt").write_text(MAPPING)
+    with pytest.raises(FileNotFoundError, match="3 images outside of class folders.*LOC_val_solution.csv"):
+        sets.open_source("imagenet", tmp_path, "test")
+    rows = [f"{i},{WNIDS[i != 1]} 85 1 499 272 {WNIDS[i != 1]} 1 2 3 4" for i in (2, 0, 1)]
+    (tmp_path / "LOC_val_solution.csv").write_text(
+        "\n".join(["\ufeffImageId,PredictionString", *rows]), "utf-8"
+    )
+    source = sets.open_source("imagenet", tmp_path, "test")
+    assert [source.classes[source[i][1]] for i in range(3)] == ["tabby", "tench", "tabby"]
+    (tmp_path / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *rows[:2]]))
+    with pytest.raises(ValueError, match=r"no line for 1.JPEG \(1 missing\)"):
+        sets.open_source("imagenet", tmp_path, "test")
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "name, split, sentence",
+    [
+        ("imagenet", "train", "no imagenet under .*: log in .*<wnid>"),
+        ("fashionmnist", "train", "no fashionmnist under .*: type .* --download --data fashion"),
+        ("cub200", "test", "no cub200 under .*: put its images .Caltech-UCSD Birds"),
+        ("nothere", "train", "unknown --data 'nothere': expected a set that .* --list shows, .* folder"),
+        ("scenes-nothere", "train", "unknown --data 'scenes-nothere'"),
+        ("scenes", "val", "unknown split 'val': expected train or test"),
+        ("halfset", "test", "no test split of halfset: expected .*halfset.test"),
+        ("emptyset", "train", "no images in .*emptyset.train"),
+    ],
+)
+def test_a_set_that_is_not_there_is_one_sentence(tmp_path, name, split, sentence):
+    fill(tmp_path / "halfset/train", "dog")
+    (tmp_path / "emptyset/train/dog").mkdir(parents=True)
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence) as error:
+        sets.open_source(name, tmp_path, split)
+    assert "\n" not in str(error.value)
+
+
+def test_your_own_sets_are_found_beside_the_known_ones(tmp_path):
+    fill(tmp_path / "mushrooms/val", "amanita")
+    fill(tmp_path / "untested/train", "amanita")
+    fill(tmp_path / "country211/test", "AD")
+    added = [name for name in sets.names(tmp_path) if name not in sets.names(tmp_path / "nothere")]
+    assert (
+        added == ["mushrooms"] and sets.found("mushrooms", tmp_path) and not sets.found("untested", tmp_path)
+    )
+
+
+def test_the_papers_26_sets_are_known_and_each_says_how_to_get_it(tmp_path):
+    known = {*sets.TORCHVISION, *sets.FOLDERS, "imagenet"} - {"fashionmnist", "imagenette"}
+    assert len(sets.PAPER) == 26 and set(sets.PAPER) == known and sets.names(tmp_path)[:26] == sets.PAPER
+    assert all(str(tmp_path) in sets.how_to_get(name, tmp_path) for name in sets.names(tmp_path))
+    assert {name for name in sets.PAPER if sets.metric(name) != "top1"} == set(sets.JUDGED_BY)
+
+
+def test_every_template_takes_one_name_and_imagenet_has_seven():
+    tables = [*sets.WORDING["prompts"].values(), *sets.WORDING["captions"].values()]
+    assert all(
+        "cat" in sets.fill_template(t, "cat") and t.count("{}") == 1 for table in tables for t in table
+    )
+    assert len(sets.prompts("imagenet")) == 7  # as many as the published ones
+    assert sets.prompts("own") == sets.WORDING["prompts"]["generic"]
+    assert sets.caption_templates("own") == sets.WORDING["captions"]["generic"]
+    assert sets.fill_template("a {} {0} {x}", "{cat}") == "a {cat} {0} {x}"
+    assert set(sets.WORDING["prompts"]) >= set(sets.PAPER) - {"caltech101"}  # whose objects are of no kind
+
+
+def test_names_of_classes_are_words_of_one_class_each():
+    for table in sets.WORDING["names"].values():
+        entries = list(table.values()) if isinstance(table, dict) else table
+        words = [word for entry in entries for word in ([entry] if isinstance(entry, str) else entry)]
+        assert len({word.lower() for word in words}) == len(words)
+        assert not any({"_", "/", ";"} & set(word) for word in words)
 
 
 @pytest.fixture
@@ -472,15 +247,62 @@ def few_scenes(monkeypatch):
     sets.drawn.cache_clear()
 
 
-def test_captions_are_those_of_the_test_split_or_of_the_only_one(tmp_path, few_scenes):
+def test_scenes_are_captioned_for_training_and_labelled_for_testing(few_scenes, tmp_path):
+    train, test = sets.open_source("scenes"), sets.open_source("scenes", split="test")
+    assert train.classes is None and isinstance(train[0][1], str) and train[0][0].size == (32, 32)
+    assert len(test.classes) == 12 and isinstance(test[0][1], int)
+    assert sets.labelled("scenes")[0].classes == test.classes
+    held = sets.open_source("scenes-heldout", split="test")
+    named = {held.classes[held.items.label(i)] for i in range(len(held))}
+    assert 0 < len(held) < 60 and len(held.classes) == 96
+    assert named <= {f"{colour} {kind}" for kind, colour in sets.scenes.HELD_OUT.items()}
+
+
+def test_captions_are_those_of_the_test_split_or_of_the_only_one(few_scenes, tmp_path):
     captions = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "a"}]}
-    write(tmp_path, {"coco/annotations/captions_val2017.json": json.dumps(captions)})
-    write(tmp_path, {"pairs.tsv": "path\tcaption\na.jpg\ta boat\n", "a.jpg": 1})
+    fill(tmp_path / "coco", "val2017", suffix=".jpg")
+    os.rename(tmp_path / "coco/val2017/0.jpg", tmp_path / "coco/val2017/a.jpg")
+    (tmp_path / "coco/annotations").mkdir()
+    (tmp_path / "coco/annotations/captions_val2017.json").write_text(json.dumps(captions))
+    fill(tmp_path, ".", suffix=".jpg")
+    (tmp_path / "pairs.tsv").write_text("path\tcaption\n0.jpg\ta boat\n")
     for name, split in (("coco", "test"), (f"{tmp_path}/pairs.tsv", "train"), ("scenes", "train")):
-        source, found = sets.open_captions(name, tmp_path)
-        assert (source.name, source.classes, found) == (name, None, split)
-    make(tmp_path, "dtd")
-    with pytest.raises(ValueError, match="dtd has classes, no captions"):
-        sets.open_captions("dtd", tmp_path)
+        for asked in (None, split):
+            source, found = sets.open_captions(name, tmp_path, asked)
+            assert (source.name, source.classes, found) == (name, None, split)
+    with pytest.raises(ValueError, match="scenes has classes, no captions"):
+        sets.open_captions("scenes", tmp_path, "test")
     with pytest.raises(FileNotFoundError, match="no table at .*nothere.tsv"):
         sets.open_captions("nothere.tsv", tmp_path)
+
+
+# Published files
+
+
+def test_a_published_file_is_read_by_the_name_of_the_set(tmp_path):
+    table = {"pets": ["Abyssinian", "café cat"], "cars": [["a", "b"], ["c"]], "food101": 7}
+    (tmp_path / "labels.json").write_text("\ufeff" + json.dumps(table), encoding="utf-8")
+    for name in ("pets", "cars"):
+        assert sets.read_published(tmp_path / "labels.json", name, ["ours"]) == table[name]
+    assert sets.read_published(tmp_path / "labels.json", "dtd", ["ours"]) == ["ours"]
+    with pytest.raises(ValueError, match="no list under 'food101'"):
+        sets.read_published(tmp_path / "labels.json", "food101", ["ours"])
+    with pytest.raises(FileNotFoundError, match="no file at .*nothere.json: expected a JSON"):
+        sets.read_published(tmp_path / "nothere.json", "pets")
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        (b'{"pets": ["cat"', "is not JSON"),
+        (b"\xff\xfe\x00", "is not text in UTF-8"),
+        (b'{"cars": ["a"], "food": ["b"]}', "no list under 'pets': found cars, food"),
+        (b'["cat", "dog"]', "no list under 'pets': found list"),
+        (b'{"pets": ["cat", 7]}', "'pets' holds 7"),
+    ],
+)
+def test_a_wrong_published_file_is_one_sentence(tmp_path, content, sentence):
+    (tmp_path / "labels.json").write_bytes(content)
+    with pytest.raises(ValueError, match=sentence) as error:
+        sets.read_published(tmp_path / "labels.json", "pets")
+    assert str(tmp_path / "labels.json") in str(error.value) and "\n" not in str(error.value)
