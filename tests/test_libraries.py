@@ -1,5 +1,5 @@
-"""The sets that torchvision knows: small ones in their true formats, an image's red telling its label, against
-the labels, names and images that come out; damaged ones against one sentence. All of them: -m slow.
+"""The sets that torchvision knows: small ones in their true formats, an image's red telling its label, with the
+labels, names and images that come out; damaged ones against one sentence. All of them: -m slow.
 
     pytest tests/test_libraries.py
 """
@@ -233,7 +233,7 @@ MADE = {  # set: (how it is made, a label, what that is called)
     "aircraft": (aircraft, 1, "Eurofighter Typhoon"),
     "dtd": (dtd, 1, "polka-dotted"),
     "pets": (pets, 1, "Great Pyrenees"),
-    "caltech101": (caltech101, 0, "face in the middle of the image"),
+    "caltech101": (caltech101, 0, "face in the middle of the picture"),
     "flowers": (flowers, 76, "passion flower"),
     "mnist": (lambda: idx("MNIST"), 3, ["three", "3"]),
     "fer2013": (fer2013, 3, "happy"),
