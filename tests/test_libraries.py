@@ -1,5 +1,5 @@
-"""The sets that torchvision knows: small ones in their true formats, an image's red telling its label, with the
-labels, names and images that come out; damaged ones against one sentence. All of them: -m slow.
+"""The sets that torchvision knows: small ones in their true formats, the red of an image telling its label,
+with the labels, names and images that come out; damaged ones against one sentence. All of them: -m slow.
 
     pytest tests/test_libraries.py
 """
