@@ -1,13 +1,10 @@
 """The image tower: a vision transformer turns an image into one feature, that of its class token.
 
-Paper: implementation details; the architecture is that of Dosovitskiy et al. 2021.
+Paper: implementation details; the architecture is that of Dosovitskiy et al. 2021. Left to others: the
+projection to the joint space (slip.py), SimCLR's head (selfsup.py), views (augment.py).
 
     images [B, 3, 224, 224] -> patches [B, 196, 768] -> tokens [B, 197, D] -> features [B, D]
-
-Left to others: the projection to the joint space (slip.py), SimCLR's head (selfsup.py), views (augment.py).
 """
-
-import argparse
 
 import torch
 import torch.nn.functional as F
@@ -32,19 +29,12 @@ def patchify(images, patch):
 class PatchEmbed(nn.Module):
     """Patches, each projected to the width: a strided convolution, written as the matrix product it is."""
 
-    def __init__(self, image_size, patch, width):
+    def __init__(self, patch, width):
         super().__init__()
-        if image_size % patch:
-            found = f"an image size of {image_size} is not a multiple of the patch size {patch}"
-            raise ValueError(f"{found}: type --image-size {max(1, round(image_size / patch)) * patch}")
-        self.image_size, self.patch, self.num_patches = image_size, patch, (image_size // patch) ** 2
+        self.patch = patch
         self.projection = nn.Linear(3 * patch * patch, width)
 
-    def forward(self, images):
-        """[B, 3, S, S] -> [B, N, D]; ValueError for another size than the tower's."""
-        found, expected = list(images.shape[-2:]), [self.image_size, self.image_size]
-        if found != expected:
-            raise ValueError(f"found images of {found} pixels, expected {expected}")
+    def forward(self, images):  # [B, 3, S, S] -> [B, N, D]
         return self.projection(patchify(images, self.patch))
 
 
@@ -54,11 +44,9 @@ class Attention(nn.Module):
     def __init__(self, width, heads, causal=False):
         super().__init__()
         self.heads, self.causal = heads, causal
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
-    def forward(self, x):
-        """[B, N, D] -> [B, N, D]."""
+    def forward(self, x):  # [B, N, D]
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # softmax(q k^T / sqrt(d)) v
         return self.out(rearrange(x, "b h n d -> b n (h d)"))
@@ -85,18 +73,18 @@ class ViT(nn.Module):
 
     def __init__(self, *, image_size=224, patch=16, width=768, depth=12, heads=12, drop_path=0.0):
         super().__init__()
+        if image_size % patch:
+            raise ValueError(f"an image size of {image_size} is not a multiple of the patch size {patch}")
         self.width = width
-        self.patch_embed = PatchEmbed(image_size, patch, width)
+        self.patch_embed = PatchEmbed(patch, width)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, width))
+        self.positions = nn.Parameter(torch.zeros(1, 1 + (image_size // patch) ** 2, width))
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.Sequential(*(Block(width, heads, drop_path=rate) for rate in rates))
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        for parameter in [self.class_token, self.positions]:
-            nn.init.trunc_normal_(parameter, std=0.02)
-        # The paper's 0.02 suits its widths. A narrow tower learns faster from larger weights: at width 128 a
-        # classifier of the built-in scenes was at 49% after 200 steps of 64, and at 66% with 1 / sqrt(width).
-        std = 0.02 if width >= 384 else width**-0.5
+        nn.init.trunc_normal_(self.class_token, std=0.02)
+        nn.init.trunc_normal_(self.positions, std=0.02)
+        std = 0.02 if width >= 384 else width**-0.5  # a narrow tower learns faster from larger weights
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=std)
@@ -123,17 +111,11 @@ def count_parameters(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description="The shapes on the way through the image tower.")
-    parser.add_argument("--model", default="vit_b16", choices=SIZES, help="default: %(default)s")
-    name = parser.parse_args(argv).model
-    vit = ViT(**SIZES[name])
-    patches = vit.patch_embed(torch.zeros(2, 3, 224, 224))
-    tokens = vit.encode(patches)
-    print(f"{name}: {count_parameters(vit):,} parameters, {len(vit.blocks)} blocks")
-    print(f"  patches   {list(patches.shape)}   squares of two images of 224 x 224, projected")
-    print(f"  tokens    {list(tokens.shape)}   class token first, positions added, through the blocks")
-    print(f"  features  {list(tokens[:, 0].shape)}   the class token alone: what the losses are made of")
+def main():
+    vit = ViT(**SIZES["vit_b16"])
+    tokens = vit.encode(vit.patch_embed(torch.zeros(2, 3, 224, 224)))
+    print(f"ViT-B/16: {count_parameters(vit):,} parameters, {len(vit.blocks)} blocks")
+    print(f"two images -> tokens {list(tokens.shape)} -> features {list(tokens[:, 0].shape)}")
 
 
 if __name__ == "__main__":
