@@ -40,7 +40,7 @@ SMALL = dict(
     model="vit_tiny", epochs=25, batch_size=64, strong_crop=0.3, vocab="train", lr=1e-3, wd=0.1, workers=0
 )
 SMALL_SETS = {
-    "scenes": dict(epochs=10),
+    "scenes": dict(epochs=9),
     "fashionmnist": dict(epochs=1, image_size=28, patch=7),
     "cifar10": dict(epochs=10, strong_crop=0.2),
     "cifar100": dict(epochs=20, strong_crop=0.2),
