@@ -31,11 +31,9 @@ def info_nce(image_embed, text_embed, logit_scale, same=None):
     image_embed, text_embed: [B, E], not normalised, row i belongs to row i. logit_scale: scalar, the factor
     itself, not its logarithm. same: class ids, int64 [B], for captions that are class names: rows of an equal
     id are then not each other's negatives (the paper has no such thing). Returns (loss, accuracy), scalars;
-    the accuracy, 0-1, is that of both directions. Chance without `same`: log B and 1 / B.
-    """
+    the accuracy, 0-1, is that of both directions. Chance without `same`: log B and 1 / B."""
     if image_embed.shape != text_embed.shape:
-        found = f"{list(image_embed.shape)} and {list(text_embed.shape)}"
-        raise ValueError(f"found embeds of {found}, expected equal shapes")
+        raise ValueError(f"found embeds of {image_embed.shape} and {text_embed.shape}, expected equal shapes")
     with torch.autocast(image_embed.device.type, enabled=False):
         image_embed, text_embed = unit_norm(image_embed, text_embed)
         logits = logit_scale * image_embed @ text_embed.T  # [B, B]
@@ -52,8 +50,7 @@ def nt_xent(z1, z2, temperature=0.1):
     """SimCLR's loss: each view finds the other view of its image among the 2B - 1 other views of the batch.
 
     z1, z2: [B, E], not normalised, two views of the same images. Returns (loss, accuracy): means over all
-    2B views; the accuracy is 0-1. Chance: log(2B - 1) and 1 / (2B - 1).
-    """
+    2B views; the accuracy is 0-1. Chance: log(2B - 1) and 1 / (2B - 1)."""
     if z1.shape != z2.shape:
         raise ValueError(f"found views of {list(z1.shape)} and {list(z2.shape)}, expected equal shapes")
     with torch.autocast(z1.device.type, enabled=False):
@@ -66,8 +63,7 @@ def nt_xent(z1, z2, temperature=0.1):
 
 
 def main(argv=None):
-    description = "Both losses on perfect, random and collapsed embeddings of a batch of 256."
-    argparse.ArgumentParser(description=description).parse_args(argv)
+    argparse.ArgumentParser(description="Both losses on known embeddings of a batch of 256.").parse_args(argv)
     torch.manual_seed(0)
     print("scale 1/0.07, temperature 0.1           InfoNCE  NT-Xent")
     for name, left, right in [

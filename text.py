@@ -5,8 +5,7 @@ Paper: implementation details; the text side is CLIP's (Radford et al. 2021), by
     "A Cat&#39;s nap" -> clean "a cat's nap" -> split [a, cat, 's, nap] -> [start, 320, 2368, 568, 11012, end]
     captions -> tokens [B, L] -> embedded [B, L, D] -> blocks [B, L, D] -> features [B, D];  L <= 77, D = 512
 
-The ids are CLIP's, but for what its package ftfy guesses of broken text ("cafÃ©", "&EACUTE;"). A typed
-<|endoftext|> is ordinary text.
+The ids are CLIP's on usual text: of what its package ftfy repairs, only entities and quotes are.
 Left to others: the block (vit.py), the projection to the joint space (slip.py), choosing a caption (data.py).
 """
 
@@ -27,31 +26,19 @@ from torch import nn
 
 from vit import Block
 
-# 1. Clean: the same text, plainly written.
-
-LIGATURES_AND_WIDE = [*map(ord, "ĲĳŉǄǅǆǇǈǉǊǋǌǱǲǳﬀﬁﬂﬃﬄﬆ"), *range(0xFF01, 0xFFF0)]
-PLAIN = {code: unicodedata.normalize("NFKC", chr(code)) for code in LIGATURES_AND_WIDE} | {ord("ﬅ"): "ſt"}
-PLAIN |= {code: bytes([code]).decode("cp1252", "ignore") or chr(code) for code in range(0x80, 0xA0)}
-PLAIN |= dict.fromkeys([0x2BC, *range(0x2018, 0x201C)], "'") | dict.fromkeys(range(0x201C, 0x2020), '"')
-CONTROL = [*range(9), 11, *range(14, 32), 127, *range(0x206A, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFD)]
-PLAIN |= dict.fromkeys(CONTROL, "")
+CURLY = dict.fromkeys(range(0x2018, 0x201C), "'") | dict.fromkeys(range(0x201C, 0x2020), '"')  # quotes
 
 
 def clean(text):
-    """Without HTML's entities, curly quotes, control characters, capitals: "A  Cat&rsquo;s" -> "a cat's"."""
-    before, tags = None, "<" in text  # CLIP leaves entities beside tags until the quotes are done
-    while text != before:  # one repair may uncover another
-        before = text
-        text = unicodedata.normalize("NFC", (text if tags else html.unescape(text)).translate(PLAIN))
-        # Two surrogates are one character; half a pair has no UTF-8 and becomes U+FFFD.
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    """Without HTML's entities, curly quotes, capitals, spare spaces: "A  Cat&rsquo;s" -> "a cat's"."""
+    text = text if "<" in text else html.unescape(text)  # beside tags CLIP does the quotes first
+    text = unicodedata.normalize("NFC", text.translate(CURLY))
     return " ".join(html.unescape(html.unescape(text)).split()).lower()
 
 
-# 2. Split: merges never go across two pieces. CLIP's pattern tells letters from numerals, where the \w of
-# `re` is both, and the underscore. With spaces around each numeral, \w is left to the letters.
-
-PIECE = re.compile(r"'(?:s|ſ|t|re|ve|m|ll|d)|[^\W_]+|(?:[^\w\s]|_)+")
+# Merges never go across two pieces. CLIP's pattern tells letters from numerals, where the \w of `re` is both,
+# and the underscore. With spaces around each numeral, \w is left to the letters.
+PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W_]+|(?:[^\w\s]|_)+")
 ALONE = {ord(c): f" {c} " for c in map(chr, range(0x20000)) if c.isnumeric() and not c.isalpha()}  # 7 ½ ² Ⅷ
 
 
@@ -60,8 +47,7 @@ def split(text):
     return PIECE.findall(clean(text).translate(ALONE))
 
 
-# 3. Merge byte pairs. Ids: 256 bytes, the same 256 as the last of a word, one for each merge, start, end.
-
+# Ids: 256 bytes, the same 256 as the last of a word, one for each merge, start, end.
 VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 BYTES = VISIBLE + [byte for byte in range(256) if byte not in VISIBLE]  # id -> byte, in CLIP's order
 ID = {byte: i for i, byte in enumerate(BYTES)}  # byte -> id
@@ -70,7 +56,7 @@ FIRST = 512  # the id of the first merge
 
 def byte_ids(word):
     """A word as the ids of its bytes, the last one marked as the end of the word."""
-    ids = [ID[byte] for byte in word.encode()]
+    ids = [ID[byte] for byte in word.encode(errors="replace")]  # half a surrogate pair has no UTF-8
     return ids[:-1] + [ids[-1] + 256]
 
 
@@ -90,8 +76,7 @@ class Tokenizer:
 
     def __init__(self, merges):
         self.merges = {(a, b): FIRST + i for i, (a, b) in enumerate(merges)}
-        single = [bytes([byte]) for byte in BYTES]
-        self.pieces = single + [byte + b" " for byte in single]  # id -> bytes; a space ends a word
+        self.pieces = [bytes([b]) for b in BYTES] + [bytes([b, 32]) for b in BYTES]  # a space ends a word
         for a, b in self.merges:
             self.pieces.append(self.pieces[a] + self.pieces[b])
         self.start, self.end = len(self.pieces), len(self.pieces) + 1
@@ -108,12 +93,10 @@ class Tokenizer:
             for pair in pairwise(ids):
                 count[pair] += times[i]
                 where[pair].add(i)
-        # A merge changes only the words that hold its pair. A pair whose count changes enters the heap again;
-        # an entry that differs from the count is out of date. (A max() over all takes half an hour.)
         heap, merges = sorted((-n, pair) for pair, n in count.items()), []
         while heap and len(merges) < vocab_size - FIRST - 2:
             n, best = heappop(heap)
-            if -n != count[best] or -n < 2:
+            if -n != count[best] or -n < 2:  # out of date: the new count is in the heap too; or rare
                 continue
             new, changed = FIRST + len(merges), set()
             merges.append(best)
@@ -130,31 +113,21 @@ class Tokenizer:
 
     @classmethod
     def clip(cls, path=None):
-        """CLIP's 49,408 ids, from bpe_simple_vocab_16e6.txt.gz; without a path open_clip's copy.
-        FileNotFoundError if there is none, ValueError if it is another file or a damaged one."""
-        get = "`pip install --no-deps open_clip_torch` brings it"
+        """CLIP's 49,408 ids, from bpe_simple_vocab_16e6.txt.gz, by default open_clip's. FileNotFoundError."""
         package = importlib.util.find_spec("open_clip")  # found, not imported
-        installed = Path(package.origin if package else "open_clip").with_name("bpe_simple_vocab_16e6.txt.gz")
-        path = Path(path or installed)
+        installed = package.origin if package else "open_clip"
+        path = Path(path or Path(installed).with_name("bpe_simple_vocab_16e6.txt.gz"))
         if not path.is_file():
-            raise FileNotFoundError(f"found no {path}: CLIP's file of merges is missing, {get}")
+            raise FileNotFoundError(f"found no {path}: `pip install --no-deps open_clip_torch` brings it")
         # The file writes a byte as one character: a visible one as itself, the others as U+0100 and up.
         letters = [chr(byte) for byte in VISIBLE] + [chr(256 + i) for i in range(256 - len(VISIBLE))]
         ids = {name: i for i, name in enumerate(letters + [letter + "</w>" for letter in letters])}
-        merges = []
-        try:
-            with gzip.open(path, "rt", encoding="utf-8") as file:
-                file.readline()  # a header
-                while len(merges) < 48894:  # the file goes on, CLIP does not
-                    a, b = file.readline().split()
-                    ids[a + b] = FIRST + len(merges)
-                    merges.append((ids[a], ids[b]))
-        except (OSError, EOFError, ValueError, KeyError):
-            raise ValueError(f"{path} is not CLIP's file of merges, or it is damaged; {get}") from None
-        return cls(merges)
+        lines = gzip.decompress(path.read_bytes()).decode().splitlines()[1:48895]  # CLIP takes no more
+        pairs = [line.split() for line in lines]
+        ids |= {a + b: FIRST + i for i, (a, b) in enumerate(pairs)}
+        return cls([(ids[a], ids[b]) for a, b in pairs])
 
-    def state(self):
-        """Plain data for a checkpoint, from which `from_state` makes the same tokenizer."""
+    def state(self):  # plain data for a checkpoint
         return {"merges": [list(pair) for pair in self.merges]}
 
     @classmethod
@@ -170,8 +143,7 @@ class Tokenizer:
             ids = merge(ids, pair, self.merges[pair])
         return ids
 
-    def encode(self, text):
-        """Caption -> ids, without start and end."""
+    def encode(self, text):  # caption -> ids, without start and end
         return [i for word in split(text) for i in self.encode_word(word)]
 
     def decode(self, ids):
@@ -187,9 +159,7 @@ class Tokenizer:
         return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
 
 
-class QuickGELU(nn.Module):
-    """CLIP's approximation of GELU; weights trained with one do not suit the other."""
-
+class QuickGELU(nn.Module):  # CLIP's approximation of GELU; weights trained with one do not suit the other
     def forward(self, x):
         return x * torch.sigmoid(1.702 * x)
 
@@ -217,10 +187,7 @@ class TextTransformer(nn.Module):
 
     def encode(self, tokens):
         """Tokens [B, L] -> [B, L, D], for any L up to the context; row i depends on tokens 0 to i only."""
-        length, context = tokens.shape[1], len(self.positions)
-        if length > context:
-            raise ValueError(f"found {length} tokens, expected {context}: tokenizer(texts, {context})")
-        return self.norm(self.blocks(self.token_embedding(tokens) + self.positions[:length]))  # [B, L, D]
+        return self.norm(self.blocks(self.token_embedding(tokens) + self.positions[: tokens.shape[1]]))
 
     def forward(self, tokens):
         """Tokens [B, L] -> features [B, D], each the end token's, which has the largest id of its row."""
@@ -234,12 +201,11 @@ def main(argv=None):
     caption = parser.parse_args(argv).caption
     tokenizer = Tokenizer.train(["a photo of a dog", "two dogs sleeping", "photos of two cats"])
     tower, tokens = TextTransformer(tokenizer.vocab_size, depth=2), tokenizer(caption)
-    print(f"{len(tokenizer.merges)} merges, learned from three captions; {len(tower.blocks)} blocks")
-    print(f"  clean     {clean(caption)!r}")
-    print(f"  split     {split(caption)}")
-    print(f"  pieces    {[tokenizer.decode([i]) for i in tokenizer.encode(caption)]}")
-    print(f"  tokens    {tokens[0].tolist()}   from start to end")
-    print(f"  features  {list(tokens.shape)} -> {list(tower(tokens).shape)}")
+    print(f"clean     {clean(caption)!r}")
+    print(f"split     {split(caption)}")
+    print(f"pieces    {[tokenizer.decode([i]) for i in tokenizer.encode(caption)]}")
+    print(f"tokens    {tokens[0].tolist()}   from start to end")
+    print(f"features  {list(tokens.shape)} -> {list(tower(tokens).shape)}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ against torch's TransformerEncoder, and for what a causal tower must not see.
     python -m pytest tests/test_text.py      # for CLIP's ids: pip install --no-deps open_clip_torch
 """
 
-import gzip
 import importlib.util
 import pickle
 import random
@@ -26,11 +25,9 @@ CAPTIONS = ["a photo of a dog", "two dogs sleeping, a cat sleeping", "photos of 
 GOLDEN = [
     ("Don't stop, they're John's; we'll go", "847 713 1691 267 889 982 1742 568 282 649 1342 861"),
     ("It’s the “Dog’s Dinner”", "585 568 518 257 1929 568 2571 257"),
-    ("ﬁne oﬃce Ｆｕｌｌ　ｗｉｄｔｈ ﾃﾞｰﾀ", "3797 2171 1476 23571 2429 229 13457 3909 379"),
     ("東京タワー 中文", "48338 21078 105 34941 2429 107 30391 19759 255 29032 485"),
     ("Tom &amp; Jerry &#39;s &amp;quot;hi&amp;quot; &rsquo;s", "2435 261 9164 568 257 1883 257 568"),
     ("<b>It&rsquo;s</b>\ntwo&hellip;", "283 321 285 585 728 503 338 34308 321 285 1237 959"),
-    ("\ud83d\udc4d \ud83d it\x92s", "4201 39802 585 568"),
     ("", ""),
 ]
 
@@ -95,21 +92,19 @@ def test_every_character_is_split_by_its_unicode_category():
 
 
 def test_captions_are_cleaned_and_split_by_clips_rule():
-    assert clean("  It&rsquo;s\t“SO”\x00 &amp;amp;amp; ｗｉｄｅ \ud83d") == 'it\'s "so" & wide \ufffd'
+    assert clean("  It&rsquo;s\t“SO” &amp;amp;amp; ‘e\u0301’") == "it's \"so\" & 'é'"
     assert clean("<i>it&rsquo;s</i>") == "<i>it’s</i>"  # CLIP's order: beside a tag, quotes come first
     assert split("don't I'LL 2,01 snake_case :-)") == "don 't i 'll 2 , 0 1 snake _ case :-)".split()
 
 
 def test_rows_open_with_start_and_close_with_end(toy):
-    tokens, ids = (
-        toy(["a dog", "a photo of the dog"]),
-        [toy.encode("a dog"), toy.encode("a photo of the dog")],
-    )
+    tokens = toy(["a dog", "a photo of the dog"])
+    ids = [toy.encode("a dog"), toy.encode("a photo of the dog")]
     assert tokens.dtype == torch.int64 and tokens.shape == (2, len(ids[1]) + 2)  # as wide as the longest row
     assert tokens[0].tolist() == [toy.start, *ids[0], toy.end] + [0] * (len(ids[1]) - len(ids[0]))
     assert toy.decode(tokens[0].tolist()) == "a dog" and torch.equal(toy("a dog"), toy(["a dog"]))
     typed = toy.encode("<|startoftext|> a dog <|endoftext|>")
-    assert toy.start not in typed and toy.end not in typed
+    assert toy.start not in typed and toy.end not in typed and toy.encode("\ud83d") == toy.encode("?")
     odd = "e\u0301 \u200b👨‍👩‍👧 東京 नमस्ते ½\x85\U0010ffff"
     assert "".join(toy.decode(toy.encode(odd)).split()) == "".join(clean(odd).split())
 
@@ -121,17 +116,9 @@ def test_truncation_keeps_the_end_token(toy):
             assert toy([caption], context)[0].tolist() == expected
 
 
-def test_a_missing_or_another_vocabulary_says_what_to_type(tmp_path):
+def test_a_missing_vocabulary_says_what_to_type(tmp_path):
     with pytest.raises(FileNotFoundError, match="pip install --no-deps open_clip_torch"):
         Tokenizer.clip(tmp_path / "none.txt.gz")
-    for content in (
-        b"no gzip",
-        gzip.compress(b"header\ni n\nt h\n"),
-        gzip.compress(b"header\ni n\n" * 9)[:20],
-    ):
-        (tmp_path / "vocab.gz").write_bytes(content)
-        with pytest.raises(ValueError, match="is not CLIP's file of merges"):
-            Tokenizer.clip(tmp_path / "vocab.gz")
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("open_clip"), reason="pip install --no-deps open_clip_torch")
@@ -181,5 +168,3 @@ def test_feature_is_the_end_tokens_and_later_tokens_do_not_change_it():
     assert torch.equal(tower(junk), tower(padded))
     change = (tower.encode(junk) - tower.encode(junk.clone().index_fill_(1, torch.tensor(9), 4))).abs()
     assert (change[:, :9] == 0).all() and (change[:, 9:].amax(-1) > 0).all()
-    with pytest.raises(ValueError, match="found 17 tokens, expected"):
-        tower(torch.ones(1, 17, dtype=torch.int64))
