@@ -1,5 +1,4 @@
-"""The console: what a person types and sees. Types of flags, one sentence for what ends a command, the live
-line, rows of a table.
+"""The console: what a person types and sees. Flag types, the live line, one sentence for what ends a command.
 
 Bad input is one sentence and exit code 2. What ends a run (Stop, a signal, a full disk, no memory, a lost
 rank) is one sentence and another code. Anything else is a bug and keeps its traceback, on each rank.
@@ -30,7 +29,8 @@ class Stop(Exception):
 
 
 def guarded(work):
-    """Run `work()` -> exit code. What ends a run is one sentence; a bug keeps its traceback, on each rank."""
+    """Run `work()` -> exit code."""
+    code = 1
     try:
         return work() or 0
     except Stop as stop:
@@ -41,13 +41,9 @@ def guarded(work):
         sys.stdout = open(os.devnull, "w")
         return 141
     except torch.OutOfMemoryError as error:
-        sentence, code = (
-            f"out of memory: type a smaller --micro-batch ({str(error).splitlines()[0][:150]})",
-            1,
-        )
+        sentence = f"out of memory: type a smaller --micro-batch ({str(error).splitlines()[0][:150]})"
     except RuntimeError as error:
         reason = f"{error}\n".splitlines()[0][:150]
-        code = 1
         if "DataLoader worker" in reason or "DataLoader timed out" in reason:
             sentence = f"a data worker died or stands still ({reason}): {WORKERS_DIED}"
         elif ranks.world() > 1 and any(words in reason.lower() for words in LOST_PEER):
@@ -60,6 +56,11 @@ def guarded(work):
     if ranks.world() > 1 and code == 1:
         ranks.leave(1)  # the others may wait for this rank in a collective
     return code
+
+
+def fail(parser, error):
+    """Bad input: one sentence, without the usage lines, and exit code 2."""
+    parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 class Live:
@@ -83,23 +84,12 @@ class Live:
             print("\r\033[K", end="", flush=True)
 
 
-def duration(seconds):
-    minutes = int(seconds) // 60
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{int(seconds) % 60:02d}s"
-
-
 def show_row(row, first):
     """A row of the log as a line of a table, under its head."""
     cells = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in row.items()}
-    widths = {name: max(len(name), 5) for name in cells}
     if first:
-        ranks.say(" ".join(f"{name:>{widths[name]}}" for name in cells))
-    ranks.say(" ".join(f"{cells[name]:>{widths[name]}}" for name in cells))
-
-
-def fail(parser, error):
-    """Bad input: one sentence, without the usage lines, and exit code 2."""
-    parser.exit(2, f"{parser.prog}: {error}\n")
+        ranks.say(" ".join(f"{name:>5}" for name in cells))
+    ranks.say(" ".join(f"{cell:>{max(len(name), 5)}}" for name, cell in cells.items()))
 
 
 def number(kind, low, high, words):
@@ -109,8 +99,8 @@ def number(kind, low, high, words):
         try:
             value = kind(text)
         except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
+            value = math.nan
+        if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"found {text}, expected {words}")
         return value
 

@@ -31,7 +31,7 @@ def start(device=None, minutes=30):
     `device`: "cpu", "cuda", "cuda:1", "xpu", "mps", or None for the best there is. Raises ValueError.
     """
     env = os.environ
-    if "RANK" not in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in env:
+    if "RANK" not in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         env.update({ours: env[theirs] for ours, theirs in SLURM.items()})
     device = choose_device(device)
     if int(env.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
@@ -40,20 +40,12 @@ def start(device=None, minutes=30):
             raise ValueError(
                 f"WORLD_SIZE is {env['WORLD_SIZE']} but {' and '.join(missing)} not set: start with torchrun"
             )
-        if device.type == "mps":
-            raise ValueError(
-                "Apple's MPS trains in one process: start without torchrun, or type --device cpu"
-            )
-        dist.init_process_group(backend(device), timeout=timedelta(minutes=minutes))
+        # NCCL wants a device for each rank; where ranks share one, gloo carries everything.
+        shared = int(env.get("LOCAL_WORLD_SIZE", 1)) > max(1, torch.accelerator.device_count())
+        nccl = device.type == "cuda" and not shared
+        backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
     return device
-
-
-def backend(device):
-    """NCCL and its like want a device for each rank; where ranks share one, gloo carries everything."""
-    shared = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > max(1, torch.accelerator.device_count())
-    if device.type == "cpu" or shared:
-        return "gloo"
-    return f"cpu:gloo,{device.type}:{'nccl' if device.type == 'cuda' else 'xccl'}"
 
 
 def stop():
@@ -98,8 +90,6 @@ def warn(sentence):
 
 def share(rows):
     """This rank's equal part of a batch: contiguous, so that the gather gives the batch back in its order."""
-    if len(rows) % world():
-        raise ValueError(f"{len(rows)} rows do not divide by {world()} ranks: type another --batch-size")
     size = len(rows) // world()
     return rows[rank() * size : (rank() + 1) * size]
 

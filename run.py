@@ -1,12 +1,12 @@
-"""A run: its folder, log, live line and signals. Pieces that a training loop calls; the loop is its own.
+"""A run: its folder, log and signals. Pieces that a training loop calls; the loop is its own.
 
-    run = open_run(settings, free, columns)              a new run, or the same one resumed
-    for step, batch in run.batches(loader_for):          counts waiting time and bad images, seeds the step
-        ...                                              the loop's own: rate, loss, backward pass, optimizer
-        run.record(stats, lr)                            sums for the log, live line
+    run = open_run(settings, free, columns)         a new run, or the same one resumed
+    for step, batch in run.batches(loader_for):     seeds the step; ends early after a signal
+        ...                                         the loop's own: rate, loss, backward pass, optimizer
+        run.record(stats, lr)
         if run.epoch_ended: run.end_epoch(measured, score, model)
         if run.must_save: run.save(model, optimizer)
-    run.finish(model, optimizer)                         after a signal: saved, and Stop
+    run.finish(model, optimizer)                    after a signal: saves, and raises Stop
 
 The resume policy:
  1. Everything random in a step is a function of (seed, step), and a sample of (seed, epoch, index). So no
@@ -23,22 +23,23 @@ import io
 import math
 import os
 import signal
-import sys
 import time
+from datetime import timedelta
 
 import torch
-import torchvision
 
+import checkpoints
 import ranks
 import slip
-from console import Live, Stop, duration, show_row
+from console import Live, Stop, show_row
 from device import peak_memory
 
 CHECKPOINT, BEST, SKIPPED = "checkpoint.pt", "best.pt", "skipped.txt"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Interrupted(Exception):
-    """A signal came while the only rank waited for images."""
+class Interrupted(BaseException):
+    """A signal came while the only rank waited for images. No Exception: no reader of images may catch it."""
 
 
 def open_run(settings, free, columns):
@@ -46,15 +47,11 @@ def open_run(settings, free, columns):
     plain data with out, seed, steps, epoch_steps, batch_size; it must be that of the checkpoint but for the
     names in `free`. `columns`: of the log. Raises ValueError or OSError.
     """
-    out, args = settings.out, dataclasses.asdict(settings)
-    if os.path.exists(out) and not os.path.isdir(out):
-        raise ValueError(f"--out {out} is a file, expected a folder or a new name")
+    out, args, state = settings.out, dataclasses.asdict(settings), None
     os.makedirs(out, exist_ok=True)
-    if not os.access(out, os.W_OK):
-        raise ValueError(f"no permission to write in --out {out}: choose another folder")
-    path, state = os.path.join(out, CHECKPOINT), None
+    path = os.path.join(out, CHECKPOINT)
     if os.path.exists(path):
-        state = slip.read_checkpoint(path)
+        state = checkpoints.read_checkpoint(path)
         if "optimizer" not in (state.get("run") or {}):
             raise ValueError(f"{path} holds a model but no run to resume: choose another --out")
         before = state["run"]["args"]
@@ -62,11 +59,11 @@ def open_run(settings, free, columns):
         if changed:
             flags = [f"--{n.replace('_', '-')} was {before.get(n)} and is {args[n]}" for n in changed[:3]]
             raise ValueError(f"{out} holds another run ({', '.join(flags)}): choose another --out")
-    found = ranks.gather(torch.tensor([state["run"]["step"] if state else -1])).tolist()
-    if len(set(found)) > 1:
+    steps = ranks.gather(torch.tensor([state["run"]["step"] if state else -1])).tolist()
+    if len(set(steps)) > 1:
         raise ValueError(
-            f"the ranks see different checkpoints in --out {out}: rank 0 that of step {found[0]}, rank "
-            f"{ranks.rank()} that of {found[ranks.rank()]} (-1: none): choose a folder on a shared disk"
+            f"the ranks see different checkpoints in --out {out}: rank 0 that of step {steps[0]}, rank "
+            f"{ranks.rank()} that of {steps[ranks.rank()]} (-1: none): choose a folder on a shared disk"
         )
     return Run(settings, args, state, columns)
 
@@ -75,16 +72,16 @@ class Run:
     """What a loop keeps beside the model: numbers for the log, the checkpoint, what a signal asked for."""
 
     def __init__(self, settings, args, state, columns):
-        self.out, self.state, self.columns = settings.out, state, columns
+        self.out, self.args, self.state, self.columns = settings.out, args, state, columns
         self.steps, self.epoch_steps = settings.steps, settings.epoch_steps
         self.batch_size = settings.batch_size
-        new = dict(step=0, rows=[], sums={}, count=0, best=None, seen=0, bad=0, seconds=0.0, points=[])
-        saved = {name: value for name, value in (state["run"] if state else {}).items() if name in new}
-        self.numbers = new | saved | {"best_step": (state or {}).get("run", {}).get("best_step")}
-        self.args, self.resumed_at, self.started = args, self.numbers["step"], time.monotonic()
-        self.live, self.caught, self.waiting, self.waited, self.bad = Live(), 0, False, 0.0, 0
+        new = dict(step=0, rows=[], sums={}, count=0, best=None, best_step=None, seen=0, bad=0)
+        new |= dict(seconds=0.0, points=[])
+        saved = state["run"] if state else {}
+        self.numbers = {name: saved.get(name, value) for name, value in new.items()}
+        self.live, self.caught, self.waiting, self.bad, self.speed = Live(), 0, False, 0, 0.0
+        self.started, self.resumed_at, self.printed = time.monotonic(), self.step, False
         self.epoch_started, self.epoch_first = self.started, self.step
-        self.warned, self.printed, self.speed = False, False, 0.0
 
     @property
     def step(self):
@@ -110,20 +107,18 @@ class Run:
         Workers begin with both signals blocked: a signal to the whole process group must not end them before
         the step that is running.
         """
-        masks = hasattr(signal, "pthread_sigmask")
-        numbers = [signal.SIGTERM, signal.SIGINT]
-        before = {number: signal.signal(number, self.note_signal) for number in numbers}
+        before = {number: signal.signal(number, self.note_signal) for number in SIGNALS}
+        mask = getattr(signal, "pthread_sigmask", lambda *_: None)  # Windows has none
         try:
-            old = signal.pthread_sigmask(signal.SIG_BLOCK, numbers) if masks else None
+            mask(signal.SIG_BLOCK, SIGNALS)
             batches = iter(loader_for(range(self.step, self.steps)))
-            if masks:
-                signal.pthread_sigmask(signal.SIG_SETMASK, old)
+            mask(signal.SIG_UNBLOCK, SIGNALS)
             for step in range(self.step, self.steps):
-                started, self.waiting = time.monotonic(), ranks.world() == 1
-                batch = None if self.caught else next(batches)
-                self.waiting, self.waited = False, self.waited + time.monotonic() - started
-                if batch is None:
+                if self.caught:
                     return
+                self.waiting = ranks.world() == 1  # several ranks agree at the end of a step
+                batch = next(batches)
+                self.waiting = False
                 self.note_skipped(batch.pop("skipped", []))
                 torch.manual_seed(self.args["seed"] * 1_000_003 + step)
                 yield step, batch
@@ -137,7 +132,7 @@ class Run:
         if self.caught:
             os._exit(128 + number)
         self.caught = number
-        if self.waiting:  # several ranks go on to the end of the step, where they agree
+        if self.waiting:
             raise Interrupted
 
     def note_skipped(self, names):
@@ -171,17 +166,12 @@ class Run:
         if often or bad > self.batch_size / 2:
             what = f"{numbers['bad']} of {numbers['seen']} images" if often else f"{bad} images of one step"
             raise Stop(f"{what} cannot be read: see {os.path.join(self.out, SKIPPED)}")
-        now, done = time.monotonic(), self.step - self.resumed_at
+        now = time.monotonic()
         self.speed = (self.step - self.epoch_first) * self.batch_size / (now - self.epoch_started)  # images/s
-        left = duration((now - self.started) / done * (self.steps - self.step))
-        shown = "  ".join(f"{name} {value:.3g}" for name, value in stats.items())
-        self.live.show(
-            f"{self.step}/{self.steps}  {left} left  {self.speed:.0f} images/s  {shown}  lr {lr:.1e}"
-        )
-        if self.waited > 0.1 * (now - self.started) and done >= 50 and not self.warned:
-            self.warned, workers = True, self.args.get("workers") or 0
-            ranks.warn(f"{self.waited / (now - self.started):.0%} of the time waits for images: "
-                       f"type --workers {workers + 2}")  # fmt: skip
+        left = (now - self.started) / (self.step - self.resumed_at) * (self.steps - self.step)
+        shown = "  ".join(f"{name} {value:.3g}" for name, value in (stats | {"lr": lr}).items())
+        left = timedelta(seconds=round(left))
+        self.live.show(f"{self.step}/{self.steps}  {left} left  {self.speed:.0f} images/s  {shown}")
 
     def end_epoch(self, measured, score, model, hidden=()):
         """A row of the log: the epoch's means and what was measured. best.pt, if `score` is the best yet."""
@@ -189,38 +179,34 @@ class Run:
         means = {name: value / numbers["count"] for name, value in numbers["sums"].items()}
         means |= {"epoch": -(-self.step // self.epoch_steps), "step": self.step, "images_per_s": self.speed}
         row = {name: (means | measured).get(name, "") for name in self.columns}
-        numbers |= {"rows": [*numbers["rows"], row], "sums": {}, "count": 0}
+        numbers |= {"rows": [*self.rows, row], "sums": {}, "count": 0}
         self.live.clear()
         show_row({name: value for name, value in row.items() if name not in hidden}, not self.printed)
         self.printed, self.epoch_started, self.epoch_first = True, time.monotonic(), self.step
         if score is not None and (numbers["best"] is None or score > numbers["best"]):
             numbers |= {"best": score, "best_step": self.step}
-            if ranks.rank() == 0:
-                self.write(BEST, lambda path: slip.save(path, unwrapped(model), self.plain()))
+            self.write(BEST, lambda path: slip.save(path, unwrapped(model), self.summary()))
 
-    def plain(self):
-        """What a checkpoint says of its run."""
+    def summary(self):
+        """What a checkpoint says of its run, as plain data."""
         seconds = self.numbers["seconds"] + time.monotonic() - self.started
         cost = {"hours": seconds / 3600, "images_per_s": self.step * self.batch_size / seconds}
         cost["peak_memory_gib"] = peak_memory() / 2**30
-        about = {"cost": cost, "versions": versions(), "date": time.strftime("%Y-%m-%d %H:%M:%S")}
-        epoch = -(-self.step // self.epoch_steps)
-        return self.numbers | about | {"seconds": seconds, "args": self.args, "epoch": epoch}
+        about = {"args": self.args, "cost": cost, "seconds": seconds, "torch": str(torch.__version__)}
+        return self.numbers | about | {"date": time.strftime("%Y-%m-%d %H:%M:%S")}
 
     def save(self, model, optimizer):
-        """Rank 0 writes checkpoint.pt and log.csv."""
-        if ranks.rank() == 0:
-            run = self.plain() | {"optimizer": optimizer.state_dict()}
-            self.write(CHECKPOINT, lambda path: slip.save(path, unwrapped(model), run))
-            rows = self.numbers["rows"]
-            if rows:
-                self.write("log.csv", lambda path: write_text(path, as_csv(list(rows[0]), rows)))
+        """checkpoint.pt and log.csv."""
+        run = self.summary() | {"optimizer": optimizer.state_dict()}
+        self.write(CHECKPOINT, lambda path: slip.save(path, unwrapped(model), run))
+        self.write("log.csv", lambda path: write_text(path, as_csv(self.columns, self.rows)))
 
     def write(self, name, writer):
-        """writer(path), which writes to a temporary name; a full disk is a Stop that leaves the old file."""
+        """Rank 0 calls writer(path), which writes and renames; a full disk is Stop, and the old file stays."""
         path = os.path.join(self.out, name)
         try:
-            writer(path)
+            if ranks.rank() == 0:
+                writer(path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             if os.path.exists(f"{path}.tmp"):
                 os.remove(f"{path}.tmp")
@@ -237,7 +223,8 @@ class Run:
 
 
 def unwrapped(model):
-    return model.module if hasattr(model, "module") else model
+    """The model inside DistributedDataParallel, or the model itself."""
+    return getattr(model, "module", model)
 
 
 def write_text(path, text):
@@ -251,11 +238,5 @@ def as_csv(columns, rows):
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({n: round(v, 5) if isinstance(v, float) and n != "lr" else v for n, v in row.items()}
-                     for row in rows)  # fmt: skip
+    writer.writerows(rows)
     return text.getvalue()
-
-
-def versions():
-    python = sys.version.split()[0]
-    return {"python": python, "torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}

@@ -48,7 +48,7 @@ SCENES = {  # built-in sets and the attribute that labels them
     "scenes-uncurated": "kind",
 }
 SCENES_COUNT = {"train": 8192, "test": 2400}
-SCENES_SEED = {"train": 0, "test": 1}  # the test split was drawn anew when all settings had been chosen
+SCENES_SEED = {"train": 0, "test": 2}  # the test split was drawn anew when all settings had been chosen
 
 
 def open_source(name, root="data", split="train"):

@@ -234,10 +234,11 @@ def announce(settings, model, device, views, run, chunks, watch):
 
 def report(settings, run, watch):
     """The last figures of a run, its cost, and the commands to go on with."""
-    numbers, row = run.plain(), run.rows[-1]
+    numbers, row = run.summary(), run.rows[-1]
     for column, source in watch.tests.items():
         chance = f"(chance {100 / len(source.classes):.1f}%)"
-        seen = zeroshot.SEEN if settings.class_names == source.classes else ""
+        share = zeroshot.seen_share(vars(settings), source.classes)
+        seen = f"{zeroshot.SEEN}: {share:.0%}" if share else ""
         top1 = f"zero-shot top-1 {row[column]:.1f}% of {len(source.classes)} classes"
         ranks.say(f"{source.name}: {top1} {chance}{seen}")
     if numbers["best_step"]:
