@@ -20,7 +20,7 @@ GRADIENT = 1e-6  # its largest entry when L-BFGS has converged
 def logistic_regression(features, labels, classes, decay, start=None):
     """The minimum of mean cross entropy + decay/2 |W|^2, features [n, D] float64 -> (W [K, D], b [K]).
 
-    `start`: (W, b) to start from. L-BFGS works on V = W C, where C C^T bounds the curvature at the start: that
+    `start`: (W, b) to start from. L-BFGS works on V = W C, C C^T a bound of the curvature at the start: that
     of a row x with probabilities p is (diag(p) - p p^T) times x x^T, at most (1 - |p|^2) x x^T. So correlated
     features take a tenth of the steps.
     """
@@ -31,7 +31,7 @@ def logistic_regression(features, labels, classes, decay, start=None):
     factor = torch.linalg.cholesky(curvature)  # C [D, D]
     inverse = torch.linalg.inv(factor)
     variables = scaled, bias = (weight @ factor).requires_grad_(), bias.clone().requires_grad_()
-    options = dict(max_iter=1000, tolerance_grad=GRADIENT, tolerance_change=0)
+    options = dict(max_iter=5000, tolerance_grad=GRADIENT, tolerance_change=0)
     optimizer = torch.optim.LBFGS(variables, line_search_fn="strong_wolfe", **options)
 
     def loss():

@@ -1,5 +1,5 @@
 """The linear probe: logistic regression at its minimum against closed forms, the same for any number of
-threads; the paper's SGD against it, an encoder left as it was, resume bit for bit, and the command.
+threads; an encoder left as it was, the paper's SGD, and the command.
 
 pytest tests/test_linear.py
 """
@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import checkpoints
 import linear
 import probe
 import scenes
@@ -34,11 +33,6 @@ def clusters(rows, classes, apart, width=6):
 def test_the_probe_separates_what_a_plane_separates():
     result, _ = probe.probe(*clusters(300, 4, apart=14), *clusters(200, 4, apart=14), 4)
     assert result["top1"] == 100 and result["per_class"] == 100  # a miss is seven deviations away
-
-
-def test_noise_stays_at_chance():
-    result, _ = probe.probe(*clusters(400, 4, apart=0), *clusters(1000, 4, apart=0), 4)
-    assert result["top1"] == pytest.approx(25, abs=6)  # four deviations of 1000 guesses
 
 
 def test_the_scale_and_place_of_a_feature_do_not_matter_and_a_constant_one_does_no_harm():
@@ -76,19 +70,19 @@ def test_two_points_have_the_minimum_that_calculus_gives():
 
 def test_threads_and_a_millionth_of_noise_leave_the_accuracy_within_0_3():
     """Correlated features of which early stopping would depend on rounding: condition number 1e4."""
-    (train, train_labels), (test, test_labels) = (clusters(n, 6, apart=2, width=24) for n in (600, 400))
-    blend = torch.linalg.qr(torch.randn(24, 24, generator=torch.Generator().manual_seed(1)))[0]
-    blend = blend * torch.logspace(0, -2, 24) @ blend.T
+    (train, train_labels), (test, test_labels) = (clusters(n, 4, apart=2, width=12) for n in (500, 400))
+    blend = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(1)))[0]
+    blend = blend * torch.logspace(0, -2, 12) @ blend.T
     accuracies, decays = [], []
     for threads, noise in ((1, 0), (2, 0), (1, 1e-6)):
         torch.set_num_threads(threads)
         shaken = [x @ blend * (1 + noise * torch.randn_like(x)) for x in (train, test)]
-        result, decay = probe.probe(shaken[0], train_labels, shaken[1], test_labels, 6)
+        result, decay = probe.probe(shaken[0], train_labels, shaken[1], test_labels, 4)
         accuracies.append(result["top1"])
         decays.append(decay)
     torch.set_num_threads(1)
     assert max(accuracies) - min(accuracies) <= 0.3 and len(set(decays)) == 1
-    assert min(accuracies) > 40  # chance is 16.7
+    assert min(accuracies) > 50  # chance is 25
 
 
 def test_of_decays_that_tie_the_largest_is_chosen_without_the_test_set():
@@ -125,7 +119,7 @@ def test_the_probe_gets_the_towers_feature_and_leaves_the_encoder_as_it_was(chec
 
 def test_the_command_on_a_run_folder_prints_and_records_colour_above_chance(checkpoint, capsys):
     folder = checkpoint.removesuffix("checkpoint.pt")
-    assert run(folder, "--data", "scenes-colour", "--image-size", 48) == 0
+    assert run(folder, "--data", "scenes-colour") == 0
     top1 = float(re.search(r"scenes-colour: linear top-1 ([\d.]+)%", capsys.readouterr().out)[1])
     assert top1 > 20  # even an untrained tower shows colour; chance is 12.5
     with open(f"{folder}/results.json") as file:
@@ -134,12 +128,11 @@ def test_the_command_on_a_run_folder_prints_and_records_colour_above_chance(chec
         )
 
 
-def test_sgd_comes_near_the_fast_recipe(checkpoint, tmp_path, capsys):
-    fast, _ = linear.evaluate(slip.load(checkpoint), *sets.labelled("scenes-colour"), CPU)
-    words = "--data scenes-colour --recipe sgd --batch-size 30 --epochs 15 --lr 0.3".split()
+def test_sgd_learns_colour_at_another_image_size(checkpoint, tmp_path, capsys):
+    words = "--data scenes-colour --recipe sgd --batch-size 30 --epochs 8 --lr 0.3 --image-size 48".split()
     assert run(checkpoint, *words, "--out", tmp_path) == 0
-    top1 = float(re.search(r"linear top-1 ([\d.]+)%.*SGD, 15 epochs, batch 30", capsys.readouterr().out)[1])
-    assert top1 > max(25, fast["top1"] - 15)  # 60 test images, chance 12.5: two deviations
+    top1 = float(re.search(r"linear top-1 ([\d.]+)%.*SGD, 8 epochs, batch 30", capsys.readouterr().out)[1])
+    assert top1 > 40  # 60 test images, chance 12.5: six deviations
 
 
 def test_a_head_starts_small_and_its_first_rate_is_a_tenth_of_the_batch_over_256(checkpoint, tmp_path):
@@ -152,23 +145,6 @@ def test_a_head_starts_small_and_its_first_rate_is_a_tenth_of_the_batch_over_256
     assert head.head.weight.std().item() == pytest.approx(0.01, rel=0.1) and not head.head.bias.any()
     assert settings.batch_size == 120 and settings.lr == pytest.approx(0.1 * 120 / 256)
     assert settings.steps == settings.epochs == 90
-
-
-def test_a_stopped_sgd_run_resumes_bit_for_bit(checkpoint, tmp_path, monkeypatch):
-    words = "--data scenes-colour --recipe sgd --batch-size 30 --epochs 2 --out".split()
-    run(checkpoint, *words, tmp_path / "whole")
-    record = linear.runs.Run.record
-
-    def record_and_interrupt(self, *given):
-        record(self, *given)
-        self.caught = 15 if self.step == 2 else 0
-
-    monkeypatch.setattr(linear.runs.Run, "record", record_and_interrupt)
-    assert run(checkpoint, *words, tmp_path / "broken") == 143
-    monkeypatch.setattr(linear.runs.Run, "record", record)
-    assert run(checkpoint, *words, tmp_path / "broken") == 0
-    whole, broken = (checkpoints.read_checkpoint(tmp_path / name)["weights"] for name in ("whole", "broken"))
-    assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
 
 def test_an_unreadable_training_image_is_left_out_and_a_test_image_ends_the_command(
@@ -195,7 +171,7 @@ def test_an_unreadable_training_image_is_left_out_and_a_test_image_ends_the_comm
         ("--data nothere", "unknown --data 'nothere'"),
         ("--recipe sgd --batch-size 999", "found --batch-size 999, expected 1 to 120"),
         ("--workers -1", "argument --workers: found -1, expected a whole number, 0 or more"),
-        ("--image-size 33", "33 is not a multiple of the patch size 8"),
+        ("--checkpoint nothere", "no checkpoint at nothere"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_2(checkpoint, capsys, words, sentence):
