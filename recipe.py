@@ -12,21 +12,10 @@ import device
 
 WORKERS = max(1, min(8, device.cpus() - 1))  # processes that decode, on each rank
 SMALL_SET = 20_000  # images: fewer are decoded in the main process and get the small recipe
-# The paper's pre-training: AdamW, one warm-up epoch, cosine; lr and wd are each method's own.
-PAPER = dict(
-    model="vit_b16",
-    image_size=None,  # the model's own, as patch and ssl_temp
-    patch=None,
-    ssl_temp=None,
-    epochs=25,
-    batch_size=4096,
-    warmup_epochs=1.0,
-    ssl_scale=1.0,
-    light_crop=0.5,  # smallest share of the image in CLIP's crop
-    strong_crop=0.08,  # and in a self-supervised view
-    vocab="clip",
-    workers=WORKERS,
-)
+# The paper's pre-training: AdamW, one warm-up epoch, cosine; lr and wd are each method's own, and what is None
+# the model's. light_crop, strong_crop: the smallest share of the image in CLIP's crop and in a strong view.
+PAPER = dict(model="vit_b16", image_size=None, patch=None, ssl_temp=None, vocab="clip", workers=WORKERS)
+PAPER |= dict(epochs=25, batch_size=4096, warmup_epochs=1.0, ssl_scale=1.0, light_crop=0.5, strong_crop=0.08)
 BETAS, EPS, START_LR, END_LR = (0.9, 0.98), 1e-8, 1e-6, 1e-5
 METHOD = {  # method: lr, wd at batch 4096; another --batch-size leaves them as they are: set --lr with it
     "slip": dict(lr=3e-3, wd=0.1),
@@ -35,39 +24,25 @@ METHOD = {  # method: lr, wd at batch 4096; another --batch-size leaves them as 
 }
 for partner in ("mocov3", "byol", "beit"):  # whose values are not published: those of SimCLR
     METHOD |= {f"slip-{partner}": METHOD["slip"], partner: METHOD["simclr"]}
+PAPER_SETS = {"cc3m": dict(epochs=40), "cc12m": dict(epochs=35)}
 # Sets of fewer than 20,000 images, and those below: ours, for two CPU cores.
-SMALL = dict(
-    model="vit_tiny", epochs=25, batch_size=64, strong_crop=0.3, vocab="train", lr=1e-3, wd=0.1, workers=0
-)
+SMALL = dict(model="vit_tiny", epochs=25, batch_size=64, lr=1e-3, wd=0.1)
+SMALL |= dict(strong_crop=0.3, vocab="train", workers=0)
 SMALL_SETS = {
     "scenes": dict(epochs=9),
     "fashionmnist": dict(epochs=1, image_size=28, patch=7),
     "cifar10": dict(epochs=10, strong_crop=0.2),
     "cifar100": dict(epochs=20, strong_crop=0.2),
 }
-PAPER_SETS = {"cc3m": dict(epochs=40), "cc12m": dict(epochs=35)}
 # From trained weights (--init) on pairs of one's own: a small rate, so that what the weights know stays.
 FROM_WEIGHTS = dict(lr=3e-5, wd=0.1, epochs=10, batch_size=64, warmup_epochs=1.0)
 
 # Fine-tuning (BEiT's recipe): the defaults for imagenet. lr belongs to the batch size beside it; another
-# batch size scales it in proportion.
-FINETUNE = dict(
-    epochs=100,
-    warmup_epochs=20.0,
-    batch_size=1024,
-    lr=4e-3,
-    wd=0.05,
-    layer_decay=0.65,
-    drop_path=0.1,
-    mixup=0.8,
-    cutmix=1.0,
-    smoothing=0.1,
-    randaugment=9.0,  # magnitude, its deviation is 0.5; 0: none
-    erasing=0.25,
-    crop=0.08,
-    test_resize=256 / 224,  # short side of a test image over the side of its centre crop
-    workers=WORKERS,
-)
+# batch size scales it in proportion. randaugment: the magnitude, whose deviation is 0.5. test_resize: the
+# short side of a test image over the side of its centre crop.
+FINETUNE = dict(epochs=100, warmup_epochs=20.0, batch_size=1024, lr=4e-3, wd=0.05, layer_decay=0.65)
+FINETUNE |= dict(drop_path=0.1, mixup=0.8, cutmix=1.0, smoothing=0.1, randaugment=9.0, erasing=0.25)
+FINETUNE |= dict(crop=0.08, test_resize=256 / 224)
 FINETUNE_SIZE = {
     "vit_s16": dict(drop_path=0.0),
     "vit_l16": dict(layer_decay=0.75, epochs=50, warmup_epochs=5.0),
@@ -75,25 +50,13 @@ FINETUNE_SIZE = {
 FINETUNE_END_LR = 1e-6
 # Everywhere else: ours, for little images and two CPU cores; lr, layer decay and crop were chosen on the
 # held-out part of Fashion-MNIST's training images (300 steps, SLIP).
-FINETUNE_SMALL = FINETUNE | dict(
-    epochs=5,
-    warmup_epochs=0.5,
-    batch_size=64,
-    lr=2e-3,
-    drop_path=0.0,
-    mixup=0.0,
-    cutmix=0.0,
-    randaugment=0.0,
-    erasing=0.0,
-    crop=0.9,
-    test_resize=1.0,
-)
+FINETUNE_SMALL = FINETUNE | dict(epochs=5, warmup_epochs=0.5, batch_size=64, lr=2e-3, drop_path=0.0)
+FINETUNE_SMALL |= dict(mixup=0.0, cutmix=0.0, randaugment=0.0, erasing=0.0, crop=0.9, test_resize=1.0)
 FINETUNE_SETS = {"fashionmnist": dict(epochs=1, warmup_epochs=0.1), "cifar10": dict(epochs=10)}
 # Linear classification. The rate is MoCo v3's rule, 0.1 x batch / 256; the published script divides the batch
 # by the ranks first, which gives 0.00625 on 8 GPUs where the rule gives 0.4: not taken.
-LINEAR = dict(
-    epochs=90, batch_size=1024, lr=0.1, lr_batch=256, momentum=0.9, crop=0.08, test_resize=256 / 224
-)
+LINEAR = dict(epochs=90, batch_size=1024, lr=0.1, lr_batch=256)
+LINEAR |= dict(momentum=0.9, crop=0.08, test_resize=256 / 224)
 
 
 def recipe(method, data, images=None, name=None):
