@@ -6,64 +6,65 @@ captions one is drawn at each visit (data.Views); YFCC15M's are the title and th
     pairs.tsv, .csv, .jsonl; a folder of x.jpg, x.txt; {00000..00331}.tar; COCO -> rows (path, captions)
     rows -> Pairs;  Pairs[i] -> (PIL RGB image, [captions]); the image is opened when it is asked for
 
-Not here: what is in a shard (shards.py), labelled sets (sets.py), drawing one caption and cropping (data.py).
+Not here: labelled sets (sets.py), drawing one caption and cropping (data.py).
 """
 
+import contextlib
 import csv
 import functools
+import glob
+import io
 import json
 import os
 import re
+import shlex
+import tarfile
 import warnings
 from array import array
 from pathlib import Path
 
 import numpy as np
 
+from folders import walk
 from images import Source, is_image, read_image
-from shards import PACKED, codec, decode, image_file, open_shard, shard_rows
 
-PATH_COLUMNS = "path filepath file_path image_path filename file_name image_name file image".split()
-CAPTION_COLUMNS = "caption captions title description text sentence raw_caption comment".split()
+PATH_COLUMNS = "path filepath file_path image_path filename file_name file image".split()
+CAPTION_COLUMNS = "caption captions title description text sentence".split()
 TABLES = (".tsv", ".csv", ".jsonl")
 NAMES = ("cc3m", "cc12m", "redcaps", "yfcc15m", "sbu", "flickr8k", "flickr30k", "coco")
-LINKS = (
-    "these are links, not images: fetch them first, for example with img2dataset --output_format webdataset, "
-    "then type --data 'FOLDER/*.tar' (shards of KEY.jpg with KEY.txt) or a table of path and caption"
-)
+LINKS = "these are links: fetch images (img2dataset --output_format webdataset: *.tar of KEY.jpg, KEY.txt)"
 QUOTED = re.compile('"([^"]|"")*"')  # a cell in quotes, those inside doubled
+PACKED = re.compile(r"(.*\.tar):.*:(\d+):(\d+)")  # SHARD.tar:NAME:START:SIZE, an image in a shard
 
 
 def open_captioned(name, root, split):
     """The Source of a captioned set, or None if `name` is none: a folder (under `root` or by its path) that
     holds <name>.tsv (.csv, .jsonl), *.tar, or x.jpg with x.txt; or the path of a table or of shards.
 
-    Split "test": <name>-test.tsv or COCO's val2017. ValueError or FileNotFoundError with one sentence.
+    Split "test": <name>-test.tsv or COCO's val2017. ValueError or OSError with one sentence.
     """
-    open_shard.cache_clear()  # another file may have this name by now
     folder = next((place for place in (Path(root, name), Path(name)) if place.is_dir()), Path(root, name))
+    if name == "coco":
+        images = folder / ("train2017" if split == "train" else "val2017")
+        place = folder / "annotations" / f"captions_{images.name}.json"
+        return Source(name, Pairs(place, images, coco_rows(place)))
     stems = [f"{folder.name}-test", folder.name] if split == "test" else [folder.name]
     tables = [folder / f"{stem}{suffix}" for stem in stems for suffix in TABLES]
-    table = next((path for path in tables if path.is_file()), Path(name))
-    images, has_split = table.parent, split == "train" or table.stem == f"{folder.name}-test"
-    if name == "coco":
-        images, has_split = folder / ("train2017" if split == "train" else "val2017"), True
-        rows, place = coco_rows, folder / "annotations" / f"captions_{images.name}.json"
-    elif table.name.lower().endswith((*TABLES, ".txt")):  # Kaggle names the table of Flickr8k captions.txt
-        rows, place = table_rows, table
-    elif name.endswith(".tar") or any(folder.glob("[!.]*.tar")):
-        images, rows, place = "", shard_rows, name if name.endswith(".tar") else str(folder / "*.tar")
+    table = next(filter(Path.is_file, tables), Path(name))
+    if table.name.lower().endswith((*TABLES, ".txt")):  # Kaggle names the table of Flickr8k captions.txt
+        place, images, rows = table, table.parent, table_rows
+    elif name.endswith(".tar"):
+        place, images, rows = name, "", shard_rows
+    elif any(folder.glob("[!.]*.tar")):
+        place, images, rows = f"{glob.escape(str(folder))}/*.tar", "", shard_rows
     elif any(folder_rows(folder)):
-        images, rows, place = folder, folder_rows, folder
+        place, images, rows = folder, "", folder_rows
     elif name in NAMES:
-        wanted = (
-            f"{folder / name}.tsv of path and caption, or shards {folder / '*.tar'} of KEY.jpg and KEY.txt"
-        )
-        raise FileNotFoundError(f"no {name} for {split}: expected {wanted}")
+        raise FileNotFoundError(f"no {name}: expected a table {folder / name}.tsv or shards {folder}/*.tar")
     else:
         return None
-    if not has_split:
-        line = f"python zeroshot.py --retrieval --data '{name}' --split val"
+    if split == "test" and table.stem != f"{folder.name}-test":
+        line = f"python zeroshot.py --checkpoint FILE --retrieval --data {shlex.quote(name)}"
         raise FileNotFoundError(f"{name} has one split; for the part that training holds out type {line}")
     return Source(name, Pairs(place, images, rows(place)))
 
@@ -78,30 +79,30 @@ class Pairs:
 
     def __init__(self, name, folder, rows):
         self.folder, self.content, self.ends = str(folder), bytearray(), array("q", [0])
-        number, hashes = 1, array("q")
+        number, hashes = 1, array("q")  # 64-bit hashes tell paths apart
         try:
             for row in rows:  # None for a head and for blank lines
                 if row is not None:
-                    self.content += pack(*row)
+                    path, captions = row
+                    texts = [text for text in map(str.strip, captions) if text]
+                    self.content += "\0".join([path, *(texts or [""])]).encode()
                     self.ends.append(len(self.content))
-                    hashes.append(hash(row[0]))
+                    hashes.append(hash(path))
                 number += 1
-        except (ValueError, csv.Error) as error:
-            advice = (
-                ", and a quote inside a cell in quotes is doubled" if isinstance(error, csv.Error) else ""
-            )
-            raise ValueError(f"{name}, row {number}: {error}{advice}") from None
+        except UnicodeEncodeError:  # of what open_text could not decode
+            raise ValueError(f"{name}, row {number}, {path!r}: not UTF-8, save it as UTF-8") from None
+        except (ValueError, TypeError, csv.Error) as error:
+            raise ValueError(f"{name}, row {number}: {error}") from None
         if not hashes:
             raise ValueError(f"{name} holds no images with captions")
-        _, first, rows = np.unique(np.frombuffer(hashes, np.int64), return_index=True, return_inverse=True)
-        first = first[rows]  # for each row, the first row with its path; 64-bit hashes tell paths apart
+        _, first, rows = np.unique(np.asarray(hashes), return_index=True, return_inverse=True)
+        first = first[rows]  # for each row, the first row with its path
         self.order = np.argsort(first, kind="stable")
         self.starts = np.append(np.flatnonzero(np.diff(first[self.order], prepend=-1)), len(first))
         sample = [self.where(i) for i in np.linspace(0, len(self) - 1, 20).astype(int)]
-        if any("://" in path for path in sample):
-            raise ValueError(f"{name}: {LINKS}")
         if not any(os.path.isfile(PACKED.sub(r"\1", path)) for path in sample):
-            raise FileNotFoundError(f"{name}: no image {sample[0]}: paths are relative to the table's folder")
+            why = LINKS if "://" in sample[0] else "paths are relative to the table's folder"
+            raise FileNotFoundError(f"{name}: no image {sample[0]}: {why}")
 
     def __len__(self):
         return len(self.starts) - 1
@@ -114,22 +115,22 @@ class Pairs:
         return [caption for number in rows for caption in self.row(number)[1:]]
 
     def where(self, index):
-        path = os.path.join(self.folder, self.row(self.order[self.starts[index]])[0])
-        return path.replace("\\", "/") if "\\" in path and not os.path.exists(path) else path
+        return os.path.join(self.folder, self.row(self.order[self.starts[index]])[0]).replace("\\", "/")
 
     def __getitem__(self, index):
-        return read_image(image_file(self.where(index))), self.label(index)
+        path = self.where(index)
+        packed = PACKED.fullmatch(path)
+        if not packed:
+            return read_image(path), self.label(index)
+        with open(packed[1], "rb") as shard:
+            shard.seek(int(packed[2]))
+            return read_image(io.BytesIO(shard.read(int(packed[3])))), self.label(index)
 
 
-def pack(path, captions):
-    """-> bytes: the path and the captions that are not empty, or one empty one. ValueError: no text."""
-    try:
-        texts = [text for text in map(str.strip, captions) if text]
-        return "\0".join((path or None, *(texts or [""]))).encode()
-    except TypeError:
-        raise ValueError(f"expected a path and captions, found {path!r:.80} and {captions!r:.80}") from None
-    except UnicodeEncodeError:  # bytes that could not be decoded
-        raise ValueError(f"{path!r}, {captions!r:.80}: not UTF-8 (but cp1252?), save it as UTF-8") from None
+def open_text(file):
+    """A binary file -> its text. Bytes that are not UTF-8 (or UTF-16) become surrogates: Pairs refuses."""
+    codec = "utf-16" if file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return io.TextIOWrapper(file, codec, "surrogateescape", newline="")
 
 
 @functools.lru_cache
@@ -141,98 +142,121 @@ def find_columns(names):
     if not paths and any("url" in name or "://" in name for name in lower):
         raise ValueError(LINKS)
     if not paths or not captions:
-        what, wanted = ("caption", CAPTION_COLUMNS) if paths else ("path", PATH_COLUMNS)
-        found = ", ".join(map(repr, names))[:200]
-        raise ValueError(f"no column for the {what}, found {found}: name one {' or '.join(wanted[:4])}")
+        raise ValueError(f"columns {list(names)}: expected one of {PATH_COLUMNS} and {CAPTION_COLUMNS}")
     return paths[0], captions
 
 
 def table_rows(path):
     """Rows of a .tsv, .csv or .jsonl file, None for a head and for blank lines."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no table at {path}: expected a {', '.join(TABLES)} of path and caption")
-    with open(path, "rb") as file:
-        encoding = codec(file.read(2))
-    with open(path, encoding=encoding, errors="surrogateescape", newline="") as file:
+    with open_text(open(path, "rb")) as file:
         yield from map(json_row, file) if path.suffix.lower() == ".jsonl" else cell_rows(file)
 
 
 def json_row(line):
     if not line.strip():
         return None
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg})") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"expected an object with path and caption, found {line.strip()!r:.60}")
+    row = json.loads(line)
     (path, captions), values = find_columns(tuple(row)), list(row.values())
     cells = [values[i] if isinstance(values[i], list) else [values[i]] for i in captions]
     return values[path], [text for cell in cells for text in cell if text is not None]
 
 
 def cell_rows(file):
-    """The first line shows the separator and names the columns, or is itself a path and a caption. In CSV a
-    quote opens a cell only at its start; with tabs a row is a line.
-    """
+    """The first line shows the separator and names the columns, or is itself a path and a caption."""
     line = file.readline()
     file.seek(0)
-    separator = "\t" if "\t" in line else min(",;|", key=lambda s: line.find(s) if s in line else len(line))
-    tabs, names, lines = separator == "\t", None, 0
-    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    reader = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
-    for row in reader:
-        several, lines = reader.line_num > lines + 1, reader.line_num
-        if tabs and '"' in "".join(row):
+    separator = "\t" if "\t" in line else re.search("[,;]|$", line)[0] or ","
+    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL  # with tabs a row is a line
+    names = None
+    for row in csv.reader(file, delimiter=separator, quoting=quoting, strict=True):
+        text = separator.join(row)
+        if separator == "\t" and '"' in text:
             row = [cell[1:-1].replace('""', '"') if QUOTED.fullmatch(cell) else cell for cell in row]
         if row and names is None:
-            headless = len(row) == 2 and is_image(row[0]) and "://" not in row[0]
+            headless = len(row) == 2 and is_image(row[0])
             names, row = (("path", "caption"), row) if headless else (tuple(row), [])
             path, captions = find_columns(names)
         if row and len(row) != len(names):
-            why = ": a tab or line break in a cell wants CSV" if tabs else ""
-            raise ValueError(f"found {len(row)} columns, expected {len(names)}{why}")
-        if several and count_images(row, separator) > 1:
+            why = "a separator or a line break in a cell wants CSV, with quotes around the cell"
+            raise ValueError(f"found {len(row)} columns, expected {len(names)}: {why}")
+        if "\n" in text and sum(is_image(cell.strip()) for cell in re.split(f"[\n{separator}]", text)) > 1:
             raise ValueError("a cell holds other rows: the quote at its start is closed too late or never")
         yield (row[path].strip(), [row[i] for i in captions]) if row else None
 
 
-def count_images(row, separator):
-    """How many cells of a row of several lines would be images, if its lines were rows."""
-    lines = [line.split(separator) for line in separator.join(row).split("\n")]
-    return sum(is_image(cell.strip()) for cells in lines if len(cells) > 1 for cell in cells)
-
-
 def coco_rows(path):
     """Rows of annotations/captions_{train,val}2017.json: five an image."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no captions at {path}: unpack COCO's annotations_trainval2017.zip in coco/")
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        names = {image["id"]: image["file_name"] for image in table["images"]}
-        return [(names[note["image_id"]], [note["caption"]]) for note in table["annotations"]]
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} is not like COCO's: {error!r:.100}") from None
+    table = json.loads(path.read_bytes())
+    names = {image["id"]: image["file_name"] for image in table["images"]}
+    for note in table["annotations"]:
+        yield names[note["image_id"]], [note["caption"]]
 
 
 def folder_rows(folder):
     """(x.jpg, lines of x.txt) of a folder and those in it, links included; warns of what is passed over."""
-    passed, taken, seen = [], 0, set()
-    for base, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if os.path.realpath(base) in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(base))
-        stems = {name: os.path.splitext(name)[0] for name in sorted(files) if not name.startswith(".")}
-        texts = {stem: Path(base, name) for name, stem in stems.items() if name.lower().endswith(".txt")}
-        images = {name: stem for name, stem in stems.items() if is_image(name) and stem in texts}
-        for name, stem in images.items():
-            lines = decode(texts[stem].read_bytes()).split("\n")
-            yield os.path.relpath(os.path.join(base, name), folder), lines
-        taken += len(images)
-        used = set(images.values())
-        passed += [name for name, stem in stems.items() if stem not in used and name != "Thumbs.db"]
-    if passed and taken:
-        words = f"{len(passed)} files, as {passed[0]}, which are no image with its text"
-        warnings.warn(f"{folder}: passed over {words}", stacklevel=2)
+    files, used = list(walk(folder)), set()
+    texts = {os.path.splitext(path)[0]: path for path in files if path.lower().endswith(".txt")}
+    for path in filter(is_image, files):
+        text = texts.get(os.path.splitext(path)[0])
+        if text:
+            used |= {path, text}
+            with open_text(open(text, "rb")) as lines:
+                yield path, list(lines)
+    passed = [path for path in files if path not in used]
+    if used and passed:
+        warnings.warn(f"{folder}: passed over {len(passed)} unpaired files, as {passed[0]}", stacklevel=2)
+
+
+def shard_rows(pattern):
+    """Rows of dir/{00000..00331}.tar, dir/*.tar or one file; warns of what is passed over."""
+    paths, passed = sorted(glob.glob(pattern)) or [pattern], 0
+    numbers = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if numbers:
+        first, last = numbers.groups()
+        places = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+        paths = [pattern.replace(numbers[0], place) for place in places]
+    for path in paths:
+        for parts in index_shard(path).values():
+            if len(parts) == 2:
+                yield f"{path}:{parts['image']}", [parts["text"]]
+            else:
+                passed += 1
+    if passed:
+        warnings.warn(f"{pattern}: passed over {passed} keys without image or caption", stacklevel=2)
+
+
+def index_shard(path):
+    """What read_tar gives, kept in PATH.places, where that can be written: a shard is gone through once."""
+    state, kept = os.stat(path), Path(f"{path}.places")
+    stamp = [state.st_size, state.st_mtime_ns]
+    with contextlib.suppress(OSError, ValueError):  # none yet, or torn
+        index = json.loads(kept.read_bytes())
+        if index["stamp"] == stamp:
+            return index["keys"]
+    keys = read_tar(path)
+    with contextlib.suppress(OSError):
+        kept.write_text(json.dumps({"stamp": stamp, "keys": keys}))
+    return keys
+
+
+def read_tar(path):
+    """{key: {"image": "NAME:START:SIZE", "text": caption}} of a tar file; OSError if it is not whole."""
+    keys = {}
+    try:
+        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in filter(tarfile.TarInfo.isfile, tar):
+                key, suffix = os.path.splitext(member.name)
+                if os.path.basename(key).startswith("."):
+                    continue
+                parts = keys.setdefault(key, {})
+                if is_image(member.name):
+                    parts["image"] = f"{member.name}:{member.offset_data}:{member.size}"
+                elif suffix.lower() == ".txt":
+                    parts["text"] = open_text(tar.extractfile(member)).read()
+            file.seek(tar.offset)  # where the first header that is none begins
+            end = file.read(2 * tarfile.RECORDSIZE)
+            if len(end) < tarfile.BLOCKSIZE or end.strip(b"\0"):
+                raise tarfile.ReadError("it does not end with zeros")
+    except (tarfile.TarError, ValueError) as error:
+        raise OSError(f"{path} is truncated, damaged or not an uncompressed tar file: {error}") from None
+    return keys

@@ -6,7 +6,6 @@ pytest tests/test_captioned.py
 import csv
 import io
 import json
-import os
 import pickle
 import tarfile
 import warnings
@@ -14,9 +13,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from torch.utils.data import DataLoader
 
-import shards
+import captioned
 from captioned import open_captioned
 
 CAPTIONS = ["a red, round cup", 'the "big" house', "naïve café\u2028x", "猫 🏠", 'a 10" pipe', ""]
@@ -61,9 +59,7 @@ ROWS = [(f"{i}.png", caption) for i, caption in enumerate(CAPTIONS)]
 
 @pytest.mark.parametrize("name", ["pairs.tsv", "pairs.csv", "pairs.jsonl"])
 def test_a_table_gives_its_images_and_captions_pickled_too(folder, name):
-    source = table(folder, name, ROWS)
-    check(source)
-    check(pickle.loads(pickle.dumps(source)))
+    check(pickle.loads(pickle.dumps(table(folder, name, ROWS))))
     if not name.endswith("jsonl"):
         check(table(folder, name, ROWS, head=None))
 
@@ -113,31 +109,25 @@ def test_a_byte_order_mark_tells_the_encoding(folder, codec):
 def test_semicolons_blank_lines_backslashes_and_absolute_paths_are_understood(folder):
     (folder / "sub").mkdir()
     (folder / "0.png").rename(folder / "sub/0.png")
-    text = f"caption;file\r\na;sub\\0.png\r\n\r\nb;{folder}/1.png\r\n\r\n"
-    check(written(folder, "p.csv", text), ["a", "b"])
+    text = f"caption;file\r\na, b;sub\\0.png\r\n\r\nb;{folder}/1.png\r\n\r\n"
+    check(written(folder, "p.csv", text), ["a, b", "b"])
 
 
 BAD = {  # file: (content, what the sentence says)
-    "no-path.tsv": ("name\tcaption\nx\ta\n", r"row 1: no column for the path, found 'name', 'caption'"),
-    "no-caption.csv": ("path,width\n0.png,3\n", r"row 1: no column for the caption, found 'path', 'width'"),
-    "no-key.jsonl": ('{"path": "0.png", "text": "a"}\n{"path": "0.png"}\n', "row 2: no column for the cap"),
-    "no-text.jsonl": ('{"path": "0.png", "text": 7}\n', r"row 1: expected a path and captions"),
-    "not.jsonl": ('{"path": "0.png", "text": "a"}\n{path: 1}\n', r"row 2: not JSON"),
+    "no-path.tsv": ("name\tcaption\nx\ta\n", r"row 1: columns \['name', 'caption'\]: expected one of"),
+    "no-key.jsonl": ('{"path": "0.png", "text": "a"}\n{"path": "0.png"}\n', "row 2: columns .*'path'"),
+    "no-text.jsonl": ('{"path": "0.png", "text": 7}\n', "row 1: .* 'int' object"),
+    "not.jsonl": ('{"path": "0.png", "text": "a"}\n{path: 1}\n', "row 2: Expecting"),
     "empty.tsv": ("", "holds no images"),
-    "width.tsv": ("path\tcaption\n0.png\ta\n1.png\tb\tc\n", "row 3: found 3 columns, expected 2"),
-    "width.csv": ('path,caption\n0.png,"a, b"\n1.png\n', "row 3: found 1 columns, expected 2"),
     "break.tsv": ('path\tcaption\n0.png\t"a\nb"\n', "row 3: found 1 columns.* line break .* wants CSV"),
-    "nowhere.tsv": ("path\tcaption\nx/y.png\ta\n", r"no image .*x/y.png: paths are relative"),
+    "nowhere.tsv": ("path\tcaption\nx/y.png\ta\n", "no image .*x/y.png: paths are relative"),
     "open.csv": ('path,caption\n0.png,a\n1.png,"b\n2.png,c\n3.png,d\n', "row 3: unexpected end"),
     "late.csv": ('path,caption\n0.png,"a\n1.png,b\n2.png,c"\n3.png,d\n', "row 2: a cell holds other rows"),
     "late2.csv": ('caption,path\n"a,0.png\nb",1.png\n3,3.png\n', "row 2: a cell holds other rows"),
-    "after.csv": ('path,caption\n0.png,a\n1.png,"b" c\n', "row 3: .*inside a cell in quotes is doubled"),
-    "huge.csv": ('path,caption\n0.png,"a' + "\nx" * 99_999, "row 2: field larger"),
-    "cp1252.csv": ("path,caption\n0.png,a\n1.png,café\n".encode("cp1252"), "row 3: .*not UTF-8"),
-    "Train_GCC-training.tsv": ("a cup of tea\thttp://x/a.jpg\n", "row 1: these are links.* img2dataset"),
-    "cc12m.tsv": ("https://x/a.jpg\ta cup of tea\n", "row 1: these are links.*KEY.jpg with KEY.txt"),
-    "links.jsonl": ('{"image": "https://x/a.jpg", "text": "a"}\n', "these are links"),
-    "torn.tar": (b"\0" * 100, "torn.tar is damaged, or no uncompressed tar file"),
+    "cp1252.csv": ("path,caption\n0.png,a\n1.png,café\n".encode("cp1252"), "row 3, '1.png': not UTF-8"),
+    "Train_GCC-training.tsv": ("a cup of tea\thttp://x/a.jpg\n", "row 1: these are links.*img2dataset"),
+    "cc12m.tsv": ("https://x/a.jpg\ta cup of tea\n", "these are links.*KEY.jpg, KEY.txt"),
+    "torn.tar": (b"\0" * 100, "torn.tar is truncated, damaged or not an uncompressed tar file"),
 }
 
 
@@ -146,7 +136,7 @@ def test_what_is_wrong_is_one_sentence_with_its_row(folder, name):
     content, sentence = BAD[name]
     with pytest.raises((ValueError, OSError), match=sentence) as error:
         written(folder, name, content)
-    assert "\n" not in str(error.value) and name.encode() in str(error.value).encode()
+    assert "\n" not in str(error.value) and name in str(error.value)
 
 
 def test_a_folder_of_images_and_texts_gives_a_caption_a_line_and_counts_what_it_passes_over(folder):
@@ -166,16 +156,12 @@ def test_a_folder_of_images_and_texts_gives_a_caption_a_line_and_counts_what_it_
         warnings.simplefilter("error")
         check(open_captioned("photos", folder, "train"), [["first", "second"], "one", "x"])
     (photos / "3.heic").write_bytes(b"")
-    with pytest.warns(UserWarning, match="passed over 1 files, as 3.heic"):
+    with pytest.warns(UserWarning, match="passed over 1 unpaired files, as .*3.heic"):
         open_captioned(str(photos), "data", "train")
     (photos / "1.TXT").write_bytes("café".encode("cp1252"))
     with pytest.raises(ValueError, match="1.png.*not UTF-8"):
         open_captioned("photos", folder, "train")
     assert open_captioned("other/nothing", folder, "train") is None
-
-
-def shard_greys(samples):
-    return [image.getpixel((0, 0))[0] // 40 for image, _ in samples]
 
 
 def shard(path, files):
@@ -187,28 +173,27 @@ def shard(path, files):
     return path
 
 
-def shard_set(folder, form="txt", size=3):
+def shard_set(folder, size=3):
     files = []
     for i, caption in enumerate(CAPTIONS[:-1]):
-        text = caption if form == "txt" else json.dumps({"caption": caption})
-        files += [(f"{i:04}.png", (folder / f"{i}.png").read_bytes()), (f"{i:04}.{form}", text.encode())]
-    for number, start in enumerate(range(0, len(files), 2 * size)):
-        shard(folder / f"{number:05}.tar", files[start : start + 2 * size])
+        files += [(f"{i:04}.png", (folder / f"{i}.png").read_bytes()), (f"{i:04}.txt", caption.encode())]
+        files.append((f"{i:04}.json", b'{"status": "success"}'))  # which img2dataset adds
+    for number, start in enumerate(range(0, len(files), 3 * size)):
+        shard(folder / f"{number:05}.tar", files[start : start + 3 * size])
     return folder
 
 
-@pytest.mark.parametrize("form", ["txt", "json"])
 @pytest.mark.parametrize("pattern", ["/{00000..00001}.tar", "/*.tar", ""])
-def test_shards_give_their_images_and_captions(folder, pattern, form):
+def test_shards_give_their_images_and_captions_pickled_too(folder, pattern):
     (folder / "._00000.tar").write_bytes(b"what a Mac leaves")
-    source = open_captioned(f"{shard_set(folder, form)}{pattern}", "data", "train")
-    check(source, CAPTIONS[:-1])
+    source = open_captioned(f"{shard_set(folder)}{pattern}", "data", "train")
+    check(pickle.loads(pickle.dumps(source)), CAPTIONS[:-1])
     assert source.where(3).startswith(f"{folder}/00001.tar:0003.png:")
 
 
 def test_a_shard_is_gone_through_once_and_again_when_it_changes(folder, monkeypatch):
-    name, calls, read_tar = f"{shard_set(folder)}/*.tar", [], shards.read_tar
-    monkeypatch.setattr(shards, "read_tar", lambda path: calls.append(path) or read_tar(path))
+    name, calls, read_tar = f"{shard_set(folder)}/*.tar", [], captioned.read_tar
+    monkeypatch.setattr(captioned, "read_tar", lambda path: calls.append(path) or read_tar(path))
     for _ in range(2):
         check(open_captioned(name, "data", "train"), CAPTIONS[:-1])
     assert len(calls) == 2
@@ -230,36 +215,16 @@ def test_a_shard_that_is_truncated_anywhere_is_refused(folder):
     path = shard_set(folder, size=5) / "00000.tar"
     with tarfile.open(path) as tar:
         members = tar.getmembers()
-    content, third = path.read_bytes(), members[4]
+    content, third = path.read_bytes(), members[6]
     for end in (third.offset, third.offset + 100, third.offset_data, third.offset_data + 60):
         path.write_bytes(content[:end])
-        with pytest.raises(OSError, match="00000.tar is (truncated|damaged).*fetch it again"):
+        with pytest.raises(OSError, match="00000.tar is truncated, damaged or"):
             open_captioned(str(path), "data", "train")
     path.write_bytes(content[: third.offset] + b"x" + content[third.offset + 1 :])  # no header
     with pytest.raises(OSError, match="damaged"):
         open_captioned(str(path), "data", "train")
-    with pytest.raises(FileNotFoundError, match=r"no shard .*00001.tar \(3 of 4 missing\)"):
-        open_captioned(f"{folder}/{{00000..00003}}.tar", "data", "train")
-
-
-@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_three_hundred_shards_need_few_open_files_in_every_process(folder, start):
-    resource = pytest.importorskip("resource", reason="this system has no limits to set")
-    shard_set(folder)
-    for i in range(300):
-        os.link(folder / "00000.tar", folder / f"many-{i:03}.tar")
-    limits, source = (
-        resource.getrlimit(resource.RLIMIT_NOFILE),
-        open_captioned(f"{folder}/many-*.tar", "", "train"),
-    )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (128, limits[1]))
-    try:
-        numbers = range(0, 900, 7)
-        here = [source[i][0].getpixel((0, 0))[0] // 40 for i in numbers]
-        options = dict(num_workers=2, multiprocessing_context=start, collate_fn=shard_greys, sampler=numbers)
-        assert here == [i % 3 for i in numbers] == sum(DataLoader(source, 30, **options), [])
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with pytest.raises(FileNotFoundError, match="00001.tar"):
+        open_captioned(f"{folder}/{{00001..00003}}.tar", "data", "train")
 
 
 def test_coco_gives_all_captions_of_an_image_and_its_validation_split(folder):
@@ -273,24 +238,18 @@ def test_coco_gives_all_captions_of_an_image_and_its_validation_split(folder):
         path.write_text(json.dumps({"images": images, "annotations": notes}))
     check(open_captioned("coco", folder, "train"), ["a", ["b", "c"]])
     check(open_captioned("coco", folder, "test"), ["a", ["b", "c"]])
-    for text in ("{", "[]", '{"images": []}', '{"images": [], "annotations": [{"caption": "a"}]}'):
-        path.write_text(text)
-        with pytest.raises(ValueError, match="val2017.json is not like COCO's"):
-            open_captioned("coco", folder, "test")
 
 
 def test_only_a_known_folder_with_a_test_table_has_a_test_split(folder):
     (folder / "cc3m").mkdir()
-    with pytest.raises(FileNotFoundError, match="no cc3m for train: expected .*cc3m.tsv of path and caption"):
+    with pytest.raises(FileNotFoundError, match="no cc3m: expected a table .*cc3m.tsv or shards"):
         open_captioned("cc3m", folder, "train")
     table(folder, "cc3m/cc3m.tsv", [("../0.png", "a")])
-    with pytest.raises(FileNotFoundError, match="zeroshot.py --retrieval --data 'cc3m' --split val"):
+    with pytest.raises(FileNotFoundError, match="zeroshot.py --checkpoint FILE --retrieval --data cc3m$"):
         open_captioned("cc3m", folder, "test")
     table(folder, "cc3m/cc3m-test.tsv", [("../1.png", "b")])
     check(open_captioned("cc3m", folder, "test"), ["b"], numbers=[1])
     check(open_captioned("cc3m", folder, "train"), ["a"])
-    with pytest.raises(FileNotFoundError, match="has one split"):
-        open_captioned(f"{shard_set(folder)}/*.tar", "data", "test")
 
 
 @pytest.mark.skipif(not EMOJI.exists(), reason="the shards of emoji are not beside the repository")
