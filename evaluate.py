@@ -8,8 +8,8 @@ the memes). The k nearest neighbours are not in the paper: they show what a run 
 """
 
 import json
-import os
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,6 @@ METRICS = {  # the keys of `metrics`: what they are called in a table
     "top1_top5": "mean of top-1, top-5",
     "auc": "ROC AUC",
 }
-RESULTS = "results.json"
 
 
 class Numbered(data.EvaluationViews):
@@ -38,18 +37,16 @@ class Numbered(data.EvaluationViews):
     def __getitem__(self, index):
         try:
             view, label = super().__getitem__(index)
+            return view, label if self.source.classes else -1, index
         except data.Unreadable:
-            side = self.image_size
-            view, label, index = torch.zeros(3, side, side, dtype=torch.uint8), -1, -1 - index
-        return view, -1 if self.source.classes is None else label, index
+            return torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8), -1, -1 - index
 
 
 @torch.no_grad()
 def apply_to_set(source, image_size, device, function, *, resize=None, workers=0, batch=256, skip_bad=False):
-    """Apply a function to a set's normalised evaluation views [B, 3, S, S], sharded, under autocast
-    -> (results float32 [n, ...], labels [n], indices of the images [n]), the same on every rank.
-
-    Raises console.Stop if an image cannot be decoded; under `skip_bad` a warning says so and it is left out.
+    """A function of normalised evaluation views [B, 3, S, S], applied to a set, sharded, under autocast ->
+    (results float32 [n, ...], labels [n], indices of the images [n]), the same on every rank. An image that
+    cannot be decoded raises console.Stop; under `skip_bad` it is left out with a warning.
     """
     device, count = torch.device(device), len(source)
     if count == 0:
@@ -57,20 +54,19 @@ def apply_to_set(source, image_size, device, function, *, resize=None, workers=0
     own = ranks.share([*range(count), *[0] * (-count % ranks.world())])  # the gather wants equal shares
     views = Numbered(source, image_size, resize)
     loader = DataLoader(views, batch, sampler=own, num_workers=workers, worker_init_fn=data.start_worker)
-    parts, done, live = [], 0, console.Live()
+    parts, live = [], console.Live()
     for images, labels, numbers in loader:
         with autocast(device):
             result = function(augment.normalise(images.to(device)))
         parts.append((result.float(), labels.to(device), numbers.to(device)))
-        done = min(done + len(labels) * ranks.world(), count)
-        live.show(f"{source.name}  {done:,}/{count:,} images")
+        live.show(f"{source.name}  {min(len(parts) * batch, len(own)):,}/{len(own):,} images")
     live.clear()
     results, labels, numbers = (ranks.gather(torch.cat(part))[:count] for part in zip(*parts))
     kept = numbers >= 0
     if not kept.all():
         bad = (-1 - numbers[~kept]).tolist()
         found = f"{len(bad):,} of {count:,} images cannot be decoded, the first is {source.where(bad[0])}"
-        if not skip_bad or len(bad) == count:
+        if not (skip_bad and kept.any()):
             raise console.Stop(f"{source.name}: {found}: an evaluation set must be whole")
         ranks.warn(f"{source.name}: {found}; they are left out")
     return results[kept], labels[kept], numbers[kept]
@@ -79,14 +75,10 @@ def apply_to_set(source, image_size, device, function, *, resize=None, workers=0
 def metrics(scores, labels):
     """Scores [n, K] and labels [n] -> {name in METRICS: per cent}; "auc" only for two classes."""
     top = scores.topk(min(5, scores.shape[1]), dim=1).indices  # [n, 5]
-    hits = top == labels[:, None]
-    first = hits[:, 0].float()
-    counts = torch.bincount(labels, minlength=scores.shape[1])
-    right = torch.bincount(labels, weights=first, minlength=scores.shape[1])
-    present = counts > 0
-    top1, top5 = first.mean().item(), hits.any(1).float().mean().item()
-    shares = {"top1": top1, "top5": top5, "top1_top5": (top1 + top5) / 2}
-    shares["per_class"] = (right[present] / counts[present]).mean().item()
+    hits = (top == labels[:, None]).float()
+    top1, top5 = hits[:, 0].mean().item(), hits.sum(1).mean().item()
+    per_class = torch.stack([hits[labels == k, 0].mean() for k in labels.unique()]).mean().item()
+    shares = dict(top1=top1, top5=top5, top1_top5=(top1 + top5) / 2, per_class=per_class)
     if scores.shape[1] == 2:
         shares["auc"] = auc(scores[:, 1] - scores[:, 0], labels == 1)
     return {name: 100 * share for name, share in shares.items()}
@@ -99,9 +91,8 @@ def chance(metric, classes):
 
 
 def auc(values, positive):
-    """The share (0-1) of (positive, negative) pairs whose positive has the larger value, a tie counting half.
-    values [n], positive bool [n] of both kinds. Exact: equal values share their mean rank.
-    """
+    """The share (0-1) of pairs, one positive and one not, in the right order, a tie counting half.
+    values [n], positive bool [n]."""
     values, positive = values.cpu(), positive.cpu()  # not every device has float64
     _, places, counts = torch.unique(values, return_inverse=True, return_counts=True)
     rank = (counts.cumsum(0) - (counts - 1).double() / 2)[places]  # from 1
@@ -110,35 +101,25 @@ def auc(values, positive):
 
 
 def knn(train_features, train_labels, features, labels, classes, k=20):
-    """Top-1 accuracy, per cent, of a vote of the k nearest training images, each vote weighted by its cosine.
-
-    train_features [m, D], train_labels [m], features [n, D], labels [n]. `classes`: how many there are.
+    """Top-1 accuracy, per cent, of a vote of the k nearest training images, each weighted by its cosine.
+    train_features [m, D], train_labels [m], features [n, D], labels [n], so many `classes`.
     """
-    nearest = F.normalize(train_features.float(), dim=1)  # [m, D]
-    right = 0
-    for rows, own in zip(features.float().split(1024), labels.split(1024)):
-        cosines, places = (F.normalize(rows, dim=1) @ nearest.T).topk(min(k, len(nearest)), dim=1)  # [b, k]
-        votes = cosines.new_zeros(len(rows), classes).scatter_add_(1, train_labels[places], cosines)
-        right += (votes.argmax(1) == own).sum().item()
-    return 100 * right / len(labels)
+    train_features, features = (F.normalize(rows.float(), dim=1) for rows in (train_features, features))
+    cosines, places = (features @ train_features.T).topk(min(k, len(train_features)), dim=1)  # [n, k]
+    votes = cosines.new_zeros(len(features), classes).scatter_add_(1, train_labels[places], cosines)
+    return 100 * (votes.argmax(1) == labels).float().mean().item()
 
 
 def record(checkpoint, task, name, values):
-    """Put a result, a dict of plain data, into results.json beside a checkpoint (a file, or its run folder):
-    {file: {task: {name of the set: values and date}}}. It replaces an earlier one of the same names.
-    """
+    """Note a dict of plain data in results.json, beside a checkpoint or in the run folder given for it."""
     if ranks.rank():
         return
-    folder, file = os.path.split(
-        os.path.join(checkpoint, run.CHECKPOINT) if os.path.isdir(checkpoint) else checkpoint
-    )
-    path, results = os.path.join(folder, RESULTS), {}
+    path = Path(checkpoint, run.CHECKPOINT if Path(checkpoint).is_dir() else "")
+    file = path.with_name("results.json")
+    results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    dated = values | {"date": time.strftime("%Y-%m-%d %H:%M:%S")}
+    results.setdefault(path.name, {}).setdefault(task, {})[name] = dated
     try:
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as lines:
-                results = json.load(lines)
-        values = values | {"date": time.strftime("%Y-%m-%d %H:%M:%S")}
-        results.setdefault(file, {}).setdefault(task, {})[name] = values
-        run.write_text(path, json.dumps(results, indent=1) + "\n")
-    except (OSError, ValueError, AttributeError) as error:  # a full disk; no JSON, or another's
-        ranks.warn(f"the result is not noted, {path} cannot be written ({error})")
+        run.write_text(file, json.dumps(results, indent=1) + "\n")
+    except OSError as error:  # published weights in a folder of others
+        ranks.warn(f"the result is not noted, {file} cannot be written ({error})")

@@ -8,16 +8,17 @@
     python zeroshot.py --checkpoint F --data coco --retrieval                  # captions and images
     python zeroshot.py --list                                                  # sets, and how to get them
 
-Paper: zero-shot transfer. For each class every prompt is filled and encoded, each embedding normalised, their
-mean normalised again; the class with the largest cosine wins.
+Paper: zero-shot transfer, to 26 sets, each judged by its own metric. For each class every prompt is filled
+and encoded, each embedding normalised, their mean normalised again; the class with the largest cosine wins.
 
     names, templates -> classifier -> [K, E]        images -> encode_image -> [n, E]        cosines [n, K]
 
-Not here: metrics (evaluate.py); a table of many sets (transfer.py); class names and prompts (sets.py).
+Not here: metrics (evaluate.py); class names and prompts (sets.py).
 """
 
 import argparse
-import os
+import statistics
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -29,28 +30,22 @@ import ranks
 import recipe
 import sets
 import slip
-import transfer
 from device import autocast
-from evaluate import apply_to_set, metrics, record
+from evaluate import METRICS, apply_to_set, chance, metrics, record
 from images import Files, Source, is_image, read_image, subset
-from transfer import split_names, synonyms
 
-SEEN = transfer.SEEN
-NO_TOKENIZER = "this checkpoint has no tokenizer: CLIP's comes with open_clip (pip install open_clip_torch)"
+RETRIEVED = 5000  # images at most in a retrieval, of a larger set always the same
+SEEN = "  (prompt classification of classes seen in training, not zero-shot transfer)"
 
 
 @torch.no_grad()
 def classifier(model, names, templates, device):
-    """Class names and templates with {} -> unit embeddings [K, E]. A class is a name or a list of names; the
-    prompts of all of them are averaged.
-    """
-    groups = [
-        [sets.fill_template(template, name) for name in synonyms(entry) for template in templates]
-        for entry in names
-    ]
-    embeds = embed_texts(model, [prompt for group in groups for prompt in group], device)  # [all prompts, E]
-    means = [group.mean(0) for group in embeds.split([len(group) for group in groups])]
-    return F.normalize(torch.stack(means), dim=-1)
+    """Class names, or lists of names whose prompts are averaged, and templates with {} -> unit [K, E]."""
+    means = []
+    for entry in names:
+        prompts = [sets.fill_template(template, name) for name in synonyms(entry) for template in templates]
+        means.append(embed_texts(model, prompts, device).mean(0))  # [E]
+    return unit(torch.stack(means))  # [K, E]
 
 
 def evaluate(model, source, device, *, names=None, templates=None, workers=0):
@@ -66,38 +61,37 @@ def evaluate(model, source, device, *, names=None, templates=None, workers=0):
 
 
 def embed_images(model, source, device, workers=0, skip_bad=False):
-    """The images of a set -> (unit embeddings [n, E], labels [n], indices [n]), sharded over the ranks."""
-
-    def embed(images):
-        return unit(model.encode_image(images))
-
+    """The images of a set -> (unit embeddings [n, E], labels [n], indices [n]), sharded over the ranks.
+    `workers`: processes that decode; None: as many as the size of the set asks for.
+    """
+    workers = recipe.workers(len(source)) if workers is None else workers
     training, size = model.training, model.config.image_size
     model.eval()
-    found = apply_to_set(source, size, device, embed, workers=workers, skip_bad=skip_bad)
+    found = apply_to_set(source, size, device, model.encode_image, workers=workers, skip_bad=skip_bad)
     model.train(training)
-    return found
+    embeds, labels, indices = found
+    return unit(embeds), labels, indices
 
 
 @torch.no_grad()
 def embed_texts(model, texts, device):
     """Strings -> unit embeddings [M, E], with a live line. Every rank computes all of them."""
-    if model.tokenizer is None:
-        raise ValueError(NO_TOKENIZER)
-    if not texts:
-        raise ValueError("found no text to embed, expected at least one")
-    device, embeds, live = torch.device(device), [], console.Live()
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # like lengths together: less padding
-    for start in range(0, len(order), 64):
-        live.show(f"{start:,}/{len(order):,} texts")
-        tokens = model.tokenizer([texts[i] for i in order[start : start + 64]], model.config.context)
-        with autocast(device):
-            embeds.append(unit(model.encode_text(tokens.to(device))))  # [64, E]
+    embeds, live = [], console.Live()
+    for start in range(0, len(texts), 64):
+        live.show(f"{start:,}/{len(texts):,} texts")
+        with autocast(torch.device(device)):
+            embeds.append(unit(model.encode_text(texts[start : start + 64])))  # [64, E]
     live.clear()
-    return torch.cat(embeds)[torch.tensor(order).argsort()]  # in the order of `texts`
+    return torch.cat(embeds)
 
 
 def unit(embeds):
     return F.normalize(embeds.float(), dim=-1)
+
+
+def synonyms(entry):
+    """The names of a class, the captions of an image."""
+    return [entry] if isinstance(entry, str) else entry
 
 
 # Retrieval: captions and their images
@@ -134,86 +128,144 @@ def recall(images, texts, owner, ks=(1, 5, 10)):
 
 
 def open_pairs(args, run_args):
-    """-> (captioned set, its split): "test" where there is one; else "val", what the run held out of its own
-    data; else "train".
-    """
-    split, name, trained = args.split, args.data, run_args.get("data") or "other data"
-    source, there = sets.open_captions(name, args.root, "train" if split == "val" else split)
-    same = name == trained and (name in sets.SCENES or same_file(args.root, run_args["root"]))
-    same = same or same_file(name, trained)
-    split = split or ("val" if same and there == "train" else there)
-    if split == "val":
-        held = data.holdout(len(source), run_args["seed"])[1] if same else ()
+    """-> (captioned set, its split): "test", else "val", held out of the run's own data, else "train"."""
+    source, split = sets.open_captions(args.data, args.root, "train" if args.split == "val" else args.split)
+    trained, root = run_args.get("data", "other data"), run_args.get("root", "")
+    own = args.data == trained and trained in sets.SCENES
+    own = own or Path(args.root, args.data).resolve() == Path(root, trained).resolve()
+    if args.split == "val" or (args.split is None and split == "train" and own):
+        held = data.holdout(len(source), run_args["seed"])[1] if own else []
         if len(held) == 0:
-            raise ValueError(f"this run, on {trained}, held nothing of {name} out: type --split train")
-        source = subset(source, held)
-    if len(source) > args.images:
-        source = subset(source, sorted(data.permutation(len(source), 0, 0)[: args.images]))
-    return source, split
-
-
-def same_file(a, b):
-    return os.path.exists(a) and os.path.realpath(a) == os.path.realpath(b)
+            raise ValueError(f"this run held nothing of {args.data} out: type --split train")
+        source, split = subset(source, held), "val"
+    chosen = data.permutation(len(source), 0, 0)[:RETRIEVED]
+    return subset(source, sorted(chosen)), split
 
 
 def run_retrieval(args, models, device, pairs):
     for (path, (model, _)), (source, split) in zip(models.items(), pairs):
-        images, texts, owner = embed_pairs(model, source, device, workers_for(source, args))
+        images, texts, owner = embed_pairs(model, source, device, args.workers)
+        seen = " (which the model may have seen in training)" if split == "train" else ""
+        ranks.say(f"{path}: {source.name}, {split} split{seen}, {len(images):,} images")
+        found = recall(images, texts, owner)
+        found["chance, about"] = {k: min(100, 100 * k / len(images)) for k in found["image to text"]}
+        for way, values in found.items():
+            ranks.say(f"  {way:<13}   " + "  ".join(f"R@{k} {value:6.2f}%" for k, value in values.items()))
         row = {"split": split, "images": len(images), "captions": len(texts)}
-        ranks.say(f"{path}, {source.name}: {split} split, {len(images):,} images, {len(texts):,} captions")
-        for way, values in recall(images, texts, owner).items():
-            ranks.say(f"  {way}   " + "  ".join(f"R@{k} {value:6.2f}%" for k, value in values.items()))
-            row |= {f"{way} R@{k}": value for k, value in values.items()}
-        guess = "  ".join(f"R@{k} {min(100, 100 * k / len(images)):6.2f}%" for k in values)
-        ranks.say(f"  chance, about   {guess}")
-        record(path, "retrieval", source.name, row)
-        if split == "train":
-            ranks.say("  (the training split: the model may have seen these images in training)")
+        record(path, "retrieval", source.name, row | found)
+
+
+# A table: labelled sets, and one model or several side by side
+
+
+def open_tasks(args):
+    """-> [(labelled test set, templates)] of --data; of "all" those that can be opened."""
+    chosen, tasks = args.data.split(","), []
+    if args.data == "all":
+        chosen = [name for name in sets.names(args.root) if sets.found(name, args.root)]
+        chosen += [name for name in sets.SCENES if name != "scenes-kind"]  # which is "scenes" again
+    for name in chosen:
+        try:
+            tasks.append(open_task(name, args))
+        except (ValueError, OSError) as error:
+            if args.data != "all":
+                raise
+            ranks.warn(f"{name} is left out: {error}")
+    return tasks
+
+
+def open_task(name, args):
+    """-> (labelled test set, templates), with the names and templates asked for."""
+    source, templates = sets.open_source(name, args.root, "test"), sets.prompts(name)
+    if source.classes is None:
+        raise ValueError(f"{name} has captions, no classes: add --retrieval")
+    names = sets.read_published(args.labels, name) if args.labels else source.classes
+    if args.templates and "{}" in args.templates[0]:
+        templates = args.templates
+    elif args.templates:
+        templates = sets.read_published(args.templates[0], name)
+    if len(names) != len(source.classes):
+        raise ValueError(f"{args.labels} names {len(names)} classes, {name} has {len(source.classes)}")
+    if not templates or not all("{}" in template for template in templates):
+        raise ValueError(f"--templates for {name}: found {templates}, expected a {{}} in each")
+    return Source(name, source.items, names), templates
+
+
+def seen_share(run_args, classes):
+    """The share (0-1) of classes by whose names, in whatever capitals, a run's images were captioned."""
+    known = {name.lower() for entry in run_args.get("class_names") or [] for name in synonyms(entry)}
+    return sum(any(name.lower() in known for name in synonyms(entry)) for entry in classes) / len(classes)
+
+
+def run_table(args, models, device, tasks):
+    """Measure the sets on every model; print and note what comes out. `models`: {path: (model, run args)}."""
+    heads, values, seen = [f"[{number}] " for number in range(1, len(models) + 1)], {}, []
+    ranks.say("\n".join(head + path for head, path in zip(heads, models)))
+    say_line("set", "images", "classes", "metric", [*heads, "chance "])
+    for source, templates in tasks:
+        name, metric = source.name, sets.metric(source.name)
+        options = dict(templates=templates, workers=args.workers)
+        try:
+            results = [evaluate(model, source, device, **options) for model, _ in models.values()]
+        except console.Stop as error:  # an image that cannot be decoded
+            if args.data != "all":
+                raise
+            ranks.warn(f"{name} is left out: {error}")
+            continue
+        row = dict(metric=metric, images=len(source), classes=len(source.classes), prompts=len(templates))
+        row["chance"] = chance(metric, row["classes"])
+        shares = [seen_share(run_args, source.classes) for _, run_args in models.values()]
+        for path, result, share in zip(models, results, shares):
+            record(path, "zeroshot", name, row | result | {"value": result[metric], "seen": share})
+        values[name] = [*(result[metric] for result in results), row["chance"]]
+        cells = [f"{result[metric]:.2f}{'*' if share else ' '}" for result, share in zip(results, shares)]
+        say_line(name, row["images"], row["classes"], METRICS[metric], [*cells, f"{row['chance']:.2f} "])
+        seen += [f"{max(shares):.0%} of {name}"] if any(shares) else []
+    for words, names in (("the paper's", sets.PAPER), ("all", values)):
+        rows = [values[name] for name in names if name in values]
+        if len(rows) > 1:
+            means = [f"{statistics.mean(column):.2f} " for column in zip(*rows)]
+            wins = [f"{sum(row[i] == max(row) for row in rows)} " for i in range(len(means))]
+            say_line(f"average of {words}", len(rows), "", "", means)
+            say_line("best on", "", "", "", wins)
+    if seen:
+        ranks.say(f"*{SEEN}: {', '.join(seen)}")
+
+
+def say_line(name, images, classes, metric, cells):
+    columns = "".join(f"{cell:>9}" for cell in cells)
+    ranks.say(f"{name:<22}{images:>7}{classes:>9}  {metric:<20}{columns}".rstrip())
+
+
+def show_list(root):
+    """Every labelled set, whether it is there, and how to get it."""
+    ranks.say(f"{'set':<20}  there  {'metric':<20}  how to get it")
+    for name in sets.names(root):
+        there, metric = "yes" if sets.found(name, root) else "-", METRICS[sets.metric(name)]
+        ranks.say(f"{name:<20}  {there:<5}  {metric:<20}  {sets.how_to_get(name, root)}")
+    ranks.say(f"The first {len(sets.PAPER)} are the paper's; built in: {', '.join(sets.SCENES)}.")
 
 
 # One image, a folder
 
 
-def open_image(path):
-    """An image file -> RGB PIL image. Raises ValueError with one sentence."""
-    try:
-        return read_image(path)
-    except Exception as error:  # damaged files break Pillow in every way there is
-        raise ValueError(f"cannot decode the image {path}: {error}") from None
-
-
-@torch.no_grad()
-def name_image(model, image, names, device):
-    """The names with their probabilities for a PIL image, the likeliest first: [(probability, name)]."""
+def run_image(args, model, device, image):
+    """The typed names with their probabilities, the likeliest first."""
+    names = [name.strip() for name in args.classes.split(",")]
     embed = unit(model.encode_image(model.preprocess(image).to(device)))  # [1, E]
     logits = model.logit_scale.exp() * embed @ classifier(model, names, ["{}"], device).T  # [1, K]
-    return sorted(zip(logits.softmax(1)[0].tolist(), names), reverse=True)
-
-
-def run_image(args, model, device, image):
-    for probability, name in name_image(model, image, split_names(args.classes), device):
+    for probability, name in sorted(zip(logits.softmax(1)[0].tolist(), names), reverse=True):
         ranks.say(f"{probability:6.1%}  {name}")
 
 
-def open_folder(folder):
-    """The images in a folder, and in those below it, as a set without captions."""
-    paths = [path for path in folders.walk(folder) if is_image(path)]
-    if not paths:
-        raise FileNotFoundError(f"no images in {folder}: expected a folder of .jpg, .png and the like")
-    return Source(folder, Files(paths, [""] * len(paths)))
-
-
-def search(model, source, query, device, workers=0):
-    """The images of a set for a sentence, the nearest first: [(cosine, path)]."""
-    text = embed_texts(model, [query], device)[0]
-    embeds, _, indices = embed_images(model, source, device, workers, skip_bad=True)
-    cosines, order = (embeds @ text).sort(descending=True, stable=True)
-    return [(c, source.where(i)) for c, i in zip(cosines.tolist(), indices[order].tolist())]
-
-
-def run_query(args, model, device, source):
-    for cosine, path in search(model, source, args.query, device, workers_for(source, args))[: args.top]:
-        ranks.say(f"{cosine:6.3f}  {path}")
+def run_query(args, model, device):
+    """The images in a folder, and below it, that are nearest to a sentence, with their cosines."""
+    paths = [path for path in folders.walk(args.folder) if is_image(path)]
+    source = Source(args.folder, Files(paths, [""] * len(paths)))
+    embeds, _, indices = embed_images(model, source, device, args.workers, skip_bad=True)
+    cosines, order = (embeds @ embed_texts(model, [args.query], device)[0]).sort(descending=True)
+    for cosine, index in zip(cosines.tolist()[: args.top], indices[order].tolist()):
+        ranks.say(f"{cosine:6.3f}  {source.where(index)}")
 
 
 # The command
@@ -238,55 +290,33 @@ def arguments():
     add("--classes", help='with --image: the names to choose from, as "a dog,a cat"')
     add("--query", metavar="TEXT", help='with --folder: the sentence, as "a red bus"')
     add("--top", type=console.positive_int, default=5, help="with --query: how many (default: %(default)s)")
-    split = "with --retrieval; val: what the run held out of its data (default: test, else val, else train)"
-    add("--split", choices=("train", "val", "test"), help=split)
-    images = "with --retrieval: N images of a larger set, always the same (default: %(default)s)"
-    add("--images", type=console.positive_int, default=5000, metavar="N", help=images)
+    add("--split", choices=("train", "val", "test"), help="with --retrieval; val: what the run held out")
     add("--workers", type=console.natural, help="processes that decode (default: none for small sets)")
     add("--device", help="cpu, cuda, cuda:N, xpu or mps (default: the best there is)")
     return parser
 
 
-def workers_for(source, args):
-    return recipe.workers(len(source)) if args.workers is None else args.workers
-
-
 def set_up(args):
-    """Open what is asked for -> a function that does the work. Raises ValueError or OSError."""
-    if args.list:
-        return lambda: transfer.show_list(args.root)
-    if args.download:
-        if "all" in split_names(args.data):
-            raise ValueError("--download wants sets by name in --data: all are hundreds of gigabytes")
-        return lambda: transfer.fetch(split_names(args.data), args.root)
+    """Open what is asked for -> (function that does the work, its arguments). Raises ValueError, OSError."""
     if not args.checkpoint:
         raise ValueError("--checkpoint is missing: a run folder, its checkpoint.pt or published weights")
-    if bool(args.folder) != bool(args.query) or bool(args.image) != bool(split_names(args.classes)):
+    if bool(args.folder) != bool(args.query) or bool(args.image) != bool(args.classes):
         raise ValueError('go together: --image FILE --classes "a dog,a cat"; --folder DIR --query "a bus"')
     if len(args.checkpoint) > 1 and (args.image or args.folder):
         raise ValueError(f"--image and --folder take one --checkpoint: found {len(args.checkpoint)}")
     device, models = ranks.start(args.device), {}
     for path in map(slip.find_checkpoint, args.checkpoint):
         model = slip.load(path).to(device)
-        model.needs_language("zero-shot transfer")
-        if model.tokenizer is None:
-            raise ValueError(NO_TOKENIZER)
+        model.encode_text("")  # raises where there is no language, or no tokenizer
         models[path] = (model, (slip.read_checkpoint(path).get("run") or {}).get("args", {}))
     if args.image:
-        image = open_image(args.image)
-        return lambda: run_image(args, model, device, image)
+        return run_image, (args, model, device, read_image(args.image))
     if args.folder:
-        source = open_folder(args.folder)
-        return lambda: run_query(args, model, device, source)
+        return run_query, (args, model, device)
     if args.retrieval:
         pairs = [open_pairs(args, run_args) for _, run_args in models.values()]
-        return lambda: run_retrieval(args, models, device, pairs)
-    tasks, left_out = transfer.open_tasks(args)
-
-    def measure(model, source, templates):
-        return evaluate(model, source, device, templates=templates, workers=workers_for(source, args))
-
-    return lambda: transfer.run_table(models, tasks, left_out, measure)
+        return run_retrieval, (args, models, device, pairs)
+    return run_table, (args, models, device, open_tasks(args))
 
 
 def main(argv=None):
@@ -295,12 +325,18 @@ def main(argv=None):
 
     def command():
         try:
-            work = set_up(args)
+            if args.list:
+                return show_list(args.root)
+            if args.download:
+                for name in args.data.split(","):
+                    sets.download(name, args.root)
+                    ranks.say(f"{name} is there, under {args.root}")
+                return 0
+            work, inputs = set_up(args)
         except (ValueError, OSError) as error:
             console.fail(parser, error)
-        code = work()
+        work(*inputs)
         ranks.stop()
-        return code
 
     return console.guarded(command)
 
