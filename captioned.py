@@ -253,6 +253,9 @@ def read_tar(path):
                     parts["image"] = f"{member.name}:{member.offset_data}:{member.size}"
                 elif suffix.lower() == ".txt":
                     parts["text"] = open_text(tar.extractfile(member)).read()
+                elif suffix.lower() == ".json":  # img2dataset writes both, other tools this one alone
+                    if caption := json.load(tar.extractfile(member)).get("caption"):
+                        parts.setdefault("text", caption)
             file.seek(tar.offset)  # where the first header that is none begins
             end = file.read(2 * tarfile.RECORDSIZE)
             if len(end) < tarfile.BLOCKSIZE or end.strip(b"\0"):

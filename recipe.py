@@ -12,8 +12,8 @@ import device
 
 WORKERS = max(1, min(8, device.cpus() - 1))  # processes that decode, on each rank
 SMALL_SET = 20_000  # images: fewer are decoded in the main process and get the small recipe
-# The paper's pre-training: AdamW, one warm-up epoch, cosine; lr and wd are each method's own, what is None the
-# model's. light_crop, strong_crop: the smallest share of the image in CLIP's crop and in a strong view.
+# The paper's pre-training: AdamW, one warm-up epoch, cosine; lr and wd are each method's own. None: the
+# model's value. light_crop, strong_crop: the smallest share of the image in CLIP's crop and in a strong view.
 PAPER = dict(model="vit_b16", image_size=None, patch=None, ssl_temp=None, vocab="clip", workers=WORKERS)
 PAPER |= dict(epochs=25, batch_size=4096, warmup_epochs=1.0, ssl_scale=1.0, light_crop=0.5, strong_crop=0.08)
 BETAS, EPS, START_LR, END_LR = (0.9, 0.98), 1e-8, 1e-6, 1e-5

@@ -176,8 +176,9 @@ def shard(path, files):
 def shard_set(folder, size=3):
     files = []
     for i, caption in enumerate(CAPTIONS[:-1]):
-        files += [(f"{i:04}.png", (folder / f"{i}.png").read_bytes()), (f"{i:04}.txt", caption.encode())]
-        files.append((f"{i:04}.json", b'{"status": "success"}'))  # which img2dataset adds
+        text = "txt" if i != 1 else "cls"  # the caption of one is in its JSON alone
+        files += [(f"{i:04}.png", (folder / f"{i}.png").read_bytes()), (f"{i:04}.{text}", caption.encode())]
+        files.append((f"{i:04}.json", json.dumps({"status": "success", "caption": caption}).encode()))
     for number, start in enumerate(range(0, len(files), 3 * size)):
         shard(folder / f"{number:05}.tar", files[start : start + 3 * size])
     return folder
