@@ -1,15 +1,7 @@
 """The self-supervised branch: what the image tower learns from images alone, beside the language loss.
 
-Paper: SimCLR in Algorithm 1; MoCo v3, BYOL and BEiT take its place in the comparison of partners. Each has
-
-    prepare(make_images)             before the first step; make_images() -> normalised [n, 3, S, S]
-    targets(views)                   from a chunk's views, never in the backward pass -> {name: [b, ...]}
-    features(tower, views)           in SLIP.forward: the tower on a chunk's views -> {name: [b, ...]}
-    forward(features)                after the gather, on the whole global batch -> (loss, accuracy 0-1)
-    after_step(tower, progress)      after the optimizer's step, progress 0-1: the momentum encoder moves
-    chance(batch)                    (loss, accuracy, the loss in words) of a branch that has learned nothing
-
-So BatchNorm sees the global batch for any chunks and ranks. NT-Xent is in losses.py, masks in augment.py.
+Paper: SimCLR in Algorithm 1; MoCo v3, BYOL and BEiT in the comparison of partners. The tower sees chunks,
+`forward`, and so BatchNorm, the global batch. Not here: NT-Xent (losses.py), masks (augment.py).
 """
 
 import copy
@@ -23,28 +15,29 @@ from losses import full_precision, nt_xent, unit_norm
 from vit import patchify
 
 
-def mlp(*widths, bias=True, norm_out=False):
-    """Linear layers, with BatchNorm and ReLU after all but the last; `norm_out`: BatchNorm after the last."""
+def mlp(*widths, moco=False):
+    """Linear layers, with BatchNorm and ReLU after all but the last; `moco`: no bias, BatchNorm last."""
     layers = []
     for width, out in zip(widths, widths[1:]):
-        layers += [nn.Linear(width, out, bias=bias), nn.BatchNorm1d(out), nn.ReLU()]
-    return nn.Sequential(*layers[:-2], *([nn.BatchNorm1d(widths[-1], affine=False)] if norm_out else []))
+        layers += [nn.Linear(width, out, bias=not moco), nn.BatchNorm1d(out), nn.ReLU()]
+    return nn.Sequential(*layers[:-2], *([nn.BatchNorm1d(widths[-1], affine=False)] if moco else []))
 
 
 class Branch(nn.Module):
-    """What a partner does unless it says otherwise: both views through the tower, and nothing else."""
+    """What a partner does unless it says otherwise. Each also has, for the global batch after the gather,
+    forward(features) -> (loss, accuracy 0-1) and chance(batch) -> (loss, accuracy, loss in words), untrained.
+    """
 
     settings = {}  # its own defaults for fields of slip.Config
 
-    def prepare(self, make_images): ...
-    def after_step(self, tower, progress): ...
+    def prepare(self, make_images): ...  # before the first step; make_images() -> normalised [n, 3, S, S]
+    def after_step(self, tower, progress): ...  # after the optimizer's step; progress 0-1
 
-    def targets(self, views):
+    def targets(self, views):  # from a chunk's views, never in the backward pass -> {name: [b, ...]}
         return {}
 
-    def features(self, tower, views):
-        """Views [b, 3, H, W] -> features [b, D] of both."""
-        return {"view1": tower(views["view1"]), "view2": tower(views["view2"])}
+    def features(self, tower, views):  # the tower on a chunk's views [b, 3, S, S] -> {name: [b, ...]}
+        return {name: tower(views[name]) for name in ("view1", "view2")}
 
 
 class SimCLR(Branch):
@@ -55,8 +48,7 @@ class SimCLR(Branch):
         self.head, self.temperature = mlp(tower.width, hidden, hidden, out), temperature
 
     def forward(self, features):
-        """The head is called once for each view, so that BatchNorm's statistics are those of one view."""
-        z1, z2 = self.head(features["view1"]), self.head(features["view2"])  # [B, E]
+        z1, z2 = self.head(features["view1"]), self.head(features["view2"])  # BatchNorm sees one view a call
         return nt_xent(z1, z2, self.temperature)
 
     def chance(self, batch):
@@ -66,34 +58,32 @@ class SimCLR(Branch):
 class Momentum(Branch):
     """MoCo v3 and BYOL: one view predicts the other's embedding by a slow copy of tower and projector."""
 
-    def __init__(self, tower, projector, predictor, momentum):
+    def __init__(self, tower, projector, predictor, momentum, temperature=None):
         super().__init__()
-        self.projector, self.predictor, self.momentum = projector, predictor, momentum
+        self.projector, self.predictor = projector, predictor
+        self.momentum, self.temperature = momentum, temperature
         self.slow_tower = copy.deepcopy(tower).requires_grad_(False)
         self.slow_projector = copy.deepcopy(projector).requires_grad_(False)
 
     def features(self, tower, views):
-        """Views [b, 3, H, W] -> features [b, D] of both, by the tower and by its slow copy."""
-        fast = super().features(tower, views)
-        return fast | {"slow1": self.slow_tower(views["view1"]), "slow2": self.slow_tower(views["view2"])}
+        slow = {"slow1": self.slow_tower(views["view1"]), "slow2": self.slow_tower(views["view2"])}
+        return super().features(tower, views) | slow
 
     def forward(self, features):
         q1, q2 = (self.predictor(self.projector(features[name])) for name in ("view1", "view2"))  # [B, E]
         k1, k2 = (self.slow_projector(features[name]) for name in ("slow1", "slow2"))  # [B, E], no gradient
-        labels, loss, accuracy = torch.arange(len(q1), device=q1.device), 0, 0
         with torch.autocast(q1.device.type, enabled=False):
-            for q, k in (unit_norm(q1, k2), unit_norm(q2, k1)):
-                cosines = q @ k.T  # [B, B]
-                loss = loss + self.loss(cosines, labels)
-                accuracy = accuracy + (cosines.argmax(1) == labels).float().mean() / 2
-        return loss, accuracy
+            q1, q2, k1, k2 = unit_norm(q1, q2, k1, k2)
+            cosines = torch.stack([q1 @ k2.T, q2 @ k1.T])  # [2, B, B]: each view with the other's slow embeds
+            labels = torch.arange(len(q1), device=q1.device)
+            loss = self.loss(cosines[0], labels) + self.loss(cosines[1], labels)
+        return loss, (cosines.argmax(2) == labels).float().mean()
 
-    @torch.no_grad()
     def after_step(self, tower, progress):
         m = 1 - (1 - self.momentum) * (1 + math.cos(math.pi * progress)) / 2  # to 1 along half a cosine
-        for slow, fast in ((self.slow_tower, tower), (self.slow_projector, self.projector)):
-            for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
-                old.lerp_(new, 1 - m)  # m old + (1 - m) new; BatchNorm's statistics are the copy's own
+        slow = [*self.slow_tower.parameters(), *self.slow_projector.parameters()]
+        for old, new in zip(slow, [*tower.parameters(), *self.projector.parameters()], strict=True):
+            old.lerp_(new.detach(), 1 - m)  # m old + (1 - m) new; BatchNorm's statistics are the copy's own
 
 
 class MoCoV3(Momentum):
@@ -102,16 +92,14 @@ class MoCoV3(Momentum):
     settings = {"ssl_temp": 0.2}
 
     def __init__(self, tower, hidden=4096, out=256, temperature=0.2, momentum=0.99):
-        projector = mlp(tower.width, hidden, hidden, out, bias=False, norm_out=True)
-        super().__init__(tower, projector, mlp(out, hidden, out, bias=False, norm_out=True), momentum)
-        self.temperature = temperature
+        projector = mlp(tower.width, hidden, hidden, out, moco=True)
+        super().__init__(tower, projector, mlp(out, hidden, out, moco=True), momentum, temperature)
 
     def loss(self, cosines, labels):
         return 2 * self.temperature * F.cross_entropy(cosines / self.temperature, labels)
 
     def chance(self, batch):
-        factor = 4 * self.temperature
-        return factor * math.log(batch), 1 / batch, f"{factor:g} log {batch}"
+        return 4 * self.temperature * math.log(batch), 1 / batch, f"{4 * self.temperature:g} log {batch}"
 
 
 class BYOL(Momentum):
@@ -135,10 +123,10 @@ class BEiT(Branch):
     def __init__(self, tower, hidden=None, out=512, temperature=None):
         super().__init__()
         self.patch = tower.patch_embed.patch
+        if tower.positions.shape[1] == 2:  # the class token's, and one patch's
+            raise ValueError("found images of one patch, of which BEiT can mask none: type a smaller --patch")
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(tower.width), std=0.02))
         self.head = nn.Linear(tower.width, out)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
         self.register_buffer("codebook", torch.zeros(out, 3 * self.patch**2))
 
     def prepare(self, make_images):
@@ -147,19 +135,18 @@ class BEiT(Branch):
             self.codebook.copy_(kmeans(points, len(self.codebook)))
 
     def targets(self, views):
-        """View [b, 3, H, W] -> the visual token of each patch [b, N]; in bf16 one in 13 would be another."""
-        with torch.autocast(views["view1"].device.type, enabled=False):
-            return {"view1_tokens": nearest(patchify(views["view1"], self.patch), self.codebook)}
+        patches = patchify(views["view1"], self.patch).flatten(0, 1)  # [b N, 3 P P]
+        tokens = torch.cdist(patches, self.codebook).argmin(1)  # the nearest; float32 under autocast too
+        return {"view1_tokens": tokens.view(len(views["view1"]), -1)}  # [b, N]
 
     def features(self, tower, views):
         """View, mask bool [b, N], visual tokens [b, N] -> losses and hits [b, M] of the M masked patches."""
         mask, patches = views["view1_mask"], tower.patch_embed(views["view1"])  # [b, N], [b, N, D]
         masked = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)  # [b, N, D]
-        logits = self.head(tower.encode(masked)[:, 1:][mask])  # [b M, K]: K visual tokens
-        labels = views["view1_tokens"][mask]  # [b M]
-        losses = F.cross_entropy(full_precision(logits), labels, reduction="none")
-        hits = (logits.argmax(1) == labels).to(losses.dtype)
-        return {"token_loss": losses.view(len(mask), -1), "token_hits": hits.view(len(mask), -1)}
+        labels = views["view1_tokens"][mask].view(len(mask), -1)  # [b, M]
+        logits = self.head(tower.encode(masked)[:, 1:][mask]).view(*labels.shape, -1)  # [b, M, K]
+        losses = F.cross_entropy(full_precision(logits).mT, labels, reduction="none")  # [b, M]
+        return {"token_loss": losses, "token_hits": (logits.argmax(-1) == labels).to(losses.dtype)}
 
     def forward(self, features):
         return features["token_loss"].mean(), features["token_hits"].mean().detach()
@@ -171,20 +158,13 @@ class BEiT(Branch):
 BRANCHES = {"simclr": SimCLR, "mocov3": MoCoV3, "byol": BYOL, "beit": BEiT}
 
 
-def nearest(points, codes):
-    """The nearest of codes [K, C] for points [..., C], by Euclidean distance -> int64 [...]."""
-    return (codes.square().sum(1) - 2 * points @ codes.T).argmin(-1)
-
-
 def kmeans(points, count, rounds=10, most=50_000):
     """Lloyd's algorithm on at most `most` of points [n, C], started from some of them -> codes [count, C]."""
-    if len(points) < count:
-        raise ValueError(f"found {len(points)} patches, expected {count} or more: give more images")
     points = points[torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:most]]
-    codes = points[:count].clone()
+    codes = points[torch.arange(count) % len(points)]  # with fewer points there are equal codes
     for _ in range(rounds):
-        labels = torch.cat([nearest(part, codes) for part in points.split(8192)])  # [n]
+        labels = torch.cat([torch.cdist(part, codes).argmin(1) for part in points.split(8192)])  # [n]
         sums = torch.zeros_like(codes).index_add_(0, labels, points)  # [K, C]
         sizes = torch.bincount(labels, minlength=count)[:, None]  # [K, 1]
-        codes = torch.where(sizes > 0, sums / sizes.clamp(min=1), codes)  # one that nobody is near stays
+        codes = torch.where(sizes > 0, sums / sizes, codes)  # one that nobody is near stays
     return codes

@@ -1,46 +1,34 @@
 """SLIP the model: an image tower, a text tower, a projection of each to the joint space, an SSL branch.
 
 Paper: Algorithm 1. CLIP is SLIP without the branch, SimCLR is SLIP without the language.
+Not here: what is in a file (checkpoints.py), losses (losses.py), the loop (train.py).
 
     images [B, 3, 224, 224] -> encode_image -> [B, 512]        tokens [B, L] -> encode_text -> [B, 512]
     SLIP.forward: crops and tokens -> features; projections, heads and losses come after the gather
 
-Not here: what is in a file (checkpoints.py), losses (losses.py), the loop (train.py).
-
-    python slip.py FILE                    # summarise a checkpoint, a run folder or a published weight file
-    python slip.py FILE --export OUT       # its image tower, under timm's names
+    python slip.py FILE [--export OUT]     # summarise a checkpoint, or write its image tower for timm
 """
 
 import argparse
 import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
-from PIL import Image
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import augment
 import checkpoints
-from checkpoints import atomic_save, export, find_checkpoint, load_weights, read_checkpoint
+from checkpoints import find_checkpoint, load_weights, read_checkpoint
 from selfsup import BRANCHES
 from text import TextTransformer, Tokenizer
 from vit import SIZES, ViT, count_parameters
 
-METHODS = {  # method: (has the language loss, self-supervised partner)
-    "slip": (True, "simclr"),
-    "clip": (True, None),
-    "simclr": (False, "simclr"),
-    "slip-mocov3": (True, "mocov3"),
-    "slip-byol": (True, "byol"),
-    "slip-beit": (True, "beit"),
-    "mocov3": (False, "mocov3"),
-    "byol": (False, "byol"),
-    "beit": (False, "beit"),
-}
-PUBLISHED = {"VITS16": "vit_s16", "VITB16": "vit_b16", "VITL16": "vit_l16"}  # as in SLIP_VITB16: our name
-PUBLISHED |= {"TINY": "vit_tiny", "VITTI16": "vit_ti16"}  # these are in no published file
+METHODS = {"slip": (True, "simclr"), "clip": (True, None), "simclr": (False, "simclr")}
+for name in ("mocov3", "byol", "beit"):  # method: (has the language loss, self-supervised partner)
+    METHODS |= {f"slip-{name}": (True, name), name: (False, name)}
 TEXT = {  # text tower, joint space and SSL head beside our small towers; the paper's three have Config's
     "vit_tiny": dict(text_width=128, text_depth=2, text_heads=4, embed=128, ssl_hidden=512, ssl_out=128),
     "vit_ti16": dict(text_width=256, text_depth=6, text_heads=4, ssl_hidden=1024),
@@ -79,30 +67,24 @@ def configure(method, model, **changes):
 
 
 def build(name):
-    """A new model from a name (SLIP_VITB16, clip_vits16, SIMCLR_TINY; any case) or from a Config."""
+    """A new model of a Config, or of a published name: SLIP_VITB16, clip_vits16, in any case."""
     if isinstance(name, Config):
         return SLIP(name)
-    method, _, size = name.upper().partition("_")
-    if method.lower() not in METHODS or size not in PUBLISHED:
-        known = f"{', '.join(METHODS).upper()} and a SIZE of {', '.join(PUBLISHED)}"
-        raise ValueError(f"unknown model {name!r}: expected METHOD_SIZE with a METHOD of {known}")
-    return SLIP(configure(method.lower(), PUBLISHED[size]))
+    method, _, size = name.lower().partition("_")
+    return SLIP(configure(method, size.replace("vit", "vit_")))
 
 
 def in_chunks(function, batch, micro_batch=None, recompute=False, random=False, prepare=None):
     """Apply `function`, dict of rows -> {name: features [b, ...]}, to a batch, `micro_batch` rows at a time.
-
-    `recompute`: a chunk's activations are computed again in the backward pass; the gradient is the same.
-    `prepare`: applied to a chunk once, before. `random`: the function draws, and must draw the same again.
+    `prepare` is applied to a chunk before. `recompute`: a chunk's activations are computed again in the
+    backward pass, the gradient is the same. `random`: the function draws, and must draw the same again.
     """
-    rows, parts = len(next(iter(batch.values()))), []
-    for start in range(0, rows, micro_batch or rows):
-        chunk = {name: value[start : start + (micro_batch or rows)] for name, value in batch.items()}
-        chunk = prepare(chunk) if prepare else chunk
-        if recompute and torch.is_grad_enabled():
-            parts.append(checkpoint(function, chunk, use_reentrant=False, preserve_rng_state=random))
-        else:
-            parts.append(function(chunk))
+    if recompute and torch.is_grad_enabled():
+        function = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=random)
+    size, parts = micro_batch or len(next(iter(batch.values()))), []
+    for rows in zip(*(value.split(size) for value in batch.values())):
+        chunk = dict(zip(batch, rows))
+        parts.append(function(prepare(chunk) if prepare else chunk))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -138,7 +120,8 @@ class SLIP(nn.Module):
         """Normalised images [B, 3, S, S], a PIL image or a list of them -> embeds [B, E], not normalised."""
         self.needs_language("encode_image")
         if not isinstance(images, torch.Tensor):
-            images = torch.cat([self.preprocess(image) for image in listed(images, Image.Image)])
+            images = images if isinstance(images, list) else [images]
+            images = torch.cat([self.preprocess(image) for image in images])
         return self.visual(images.to(self.image_projection.device)) @ self.image_projection
 
     def encode_text(self, tokens):
@@ -147,12 +130,11 @@ class SLIP(nn.Module):
         if not isinstance(tokens, torch.Tensor):
             if self.tokenizer is None:
                 raise ValueError("found no tokenizer: pip install --no-deps open_clip_torch brings CLIP's")
-            tokens = self.tokenizer(listed(tokens, str), self.config.context)
+            tokens = self.tokenizer(tokens, self.config.context)
         return self.text(tokens.to(self.text_projection.device)) @ self.text_projection
 
     def forward(self, batch, micro_batch=None, recompute=False):
         """A batch of rows -> {name: features [B, ...]}, in chunks: "image", "text", "image2", the branch's.
-
         Rows: uint8 crops [B, 3, S, S] "images", "images2", "view1", "view2"; "tokens" [B, L]; on the host
         "view1_params", "view2_params" [B, 13]; for BEiT "view1_mask", bool [B, N].
         """
@@ -182,19 +164,11 @@ class SLIP(nn.Module):
         return features | (self.branch.features(self.visual, views) if self.branch is not None else {})
 
 
-def listed(values, kind):
-    """One value or several -> a list; ValueError if there is none, or one of another kind."""
-    values = [values] if isinstance(values, kind) else list(values)
-    if not values or not all(isinstance(value, kind) for value in values):
-        raise ValueError(f"found {str(values)[:60]}, expected one or more values of type {kind.__name__}")
-    return values
-
-
 def save(path, model, run=None):
     """Save a model, its tokenizer and the plain data `run`, renamed into place."""
     tokenizer = model.tokenizer.state() if model.tokenizer is not None else None
     state = {"format": checkpoints.FORMAT, "config": asdict(model.config), "weights": model.state_dict()}
-    atomic_save(state | {"tokenizer": tokenizer, "run": run}, path)
+    checkpoints.atomic_save(state | {"tokenizer": tokenizer, "run": run}, path)
 
 
 def parse_config(state, path):
@@ -207,21 +181,14 @@ def parse_config(state, path):
 def unpack(path):
     """A checkpoint, ours or a published file -> (Config, weights under our names, Tokenizer or None)."""
     state, tokenizer = read_checkpoint(path), None
-    if "format" not in state:
-        with torch.device("meta"):
-            model = build(str(state["args"].model))
-        with suppress(FileNotFoundError):  # encode_text asks for the vocabulary; encode_image works without
-            tokenizer = Tokenizer.clip() if model.text is not None else None
-        return model.config, checkpoints.our_names(state["state_dict"], model.state_dict()), tokenizer
-    if "head.weight" in state["weights"]:
-        raise ValueError(f"{path} is a fine-tuned classifier: give the checkpoint that it was made from")
-    tokenizer = Tokenizer.from_state(state["tokenizer"]) if state.get("tokenizer") else None
-    return parse_config(state, path), state["weights"], tokenizer
-
-
-def tokenizer_of(path):
-    """The Tokenizer of a checkpoint, or None; of a published file CLIP's, if its vocabulary is installed."""
-    return unpack(path)[2]
+    if "format" in state:
+        tokenizer = Tokenizer.from_state(state["tokenizer"]) if state["tokenizer"] else None
+        return parse_config(state, path), state["weights"], tokenizer
+    with torch.device("meta"):
+        model = build(state["args"].model)
+    with suppress(FileNotFoundError):  # encode_text asks for the vocabulary; encode_image works without
+        tokenizer = Tokenizer.clip() if model.text is not None else None
+    return model.config, checkpoints.our_names(state["state_dict"], model.state_dict()), tokenizer
 
 
 def load(path, image_size=None):
@@ -239,27 +206,23 @@ def load(path, image_size=None):
 
 
 def initialise(model, path):
-    """Copy those weights of a checkpoint that fit into a model of another method, image or patch size.
-
-    The text tower and the joint space come with their tokenizer, if its vocabulary has the model's size; the
-    branch comes from the same partner. Returns the number of tensors taken and the names of what is new.
+    """Copy what fits of a checkpoint of another method or size -> (tensors taken, names of the new parts).
+    The text tower and the joint space come only with a tokenizer of as many tokens as the model's.
     """
     config, weights, tokenizer = unpack(path)
     if config.model != model.config.model:
-        raise ValueError(
-            f"{path} holds a {config.model}, expected {model.config.model}: type another --model"
-        )
-    dropped = ("text", "image_projection", "logit_scale")
+        raise ValueError(f"{path} holds a {config.model}, expected {model.config.model}")
     if model.text is not None and tokenizer is not None and tokenizer.vocab_size == model.config.vocab_size:
-        model.tokenizer, dropped = tokenizer, ()
-    if METHODS[config.method][1] != METHODS[model.config.method][1]:
-        dropped += ("branch",)
-    weights = {name: value for name, value in weights.items() if not name.startswith(dropped)}
-    slow = {
-        n.replace("visual", "branch.slow_tower"): v for n, v in weights.items() if n.startswith("visual.")
-    }
-    weights = slow | weights  # a new momentum encoder is a copy
-    return checkpoints.load_fitting(model, checkpoints.resize_positions(weights, model.visual))
+        model.tokenizer = tokenizer
+    else:
+        of_language = ("text", "image_projection", "logit_scale")
+        weights = {name: value for name, value in weights.items() if not name.startswith(of_language)}
+    slow = {f"branch.slow_tower.{n[7:]}": v for n, v in weights.items() if n.startswith("visual.")}
+    weights = checkpoints.resize_positions(slow | weights, model.visual)  # a new momentum encoder is a copy
+    own = model.state_dict()
+    taken = {n: value for n, value in weights.items() if n in own and own[n].shape == value.shape}
+    model.load_state_dict(taken, strict=False)
+    return len(taken), list(dict.fromkeys(".".join(n.split(".")[:2]) for n in own if n not in taken))
 
 
 def describe(path):
@@ -267,9 +230,8 @@ def describe(path):
     model, run = load(path), read_checkpoint(path).get("run") or {}
     parts = {"image tower": model.visual, "text tower": model.text, "branch": model.branch, "all": model}
     lines = {n: f"{count_parameters(part):,} parameters" for n, part in parts.items() if part is not None}
-    lines |= asdict(model.config) | {f"--{n.replace('_', '-')}": v for n, v in run.get("args", {}).items()}
-    lines |= {name: run[name] for name in ("step", "epoch", "best", "versions", "date") if name in run}
-    lines |= run.get("cost") or {}
+    lines |= asdict(model.config) | run.get("args", {})
+    lines |= {n: run[n] for n in ("step", "epoch", "best", "versions", "date", "cost") if n in run}
     return "\n".join([str(find_checkpoint(path)), *(f"  {n:<18} {value}" for n, value in lines.items())])
 
 
@@ -279,7 +241,7 @@ def main(argv=None):
     parser.add_argument("--export", metavar="OUT", help="write the image tower, under the names of timm")
     args = parser.parse_args(argv)
     try:
-        print(export(load(args.file), args.export) if args.export else describe(args.file))
+        print(checkpoints.export(load(args.file), args.export) if args.export else describe(args.file))
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
