@@ -7,10 +7,7 @@ pytest tests/test_tables.py            # and: pytest -m slow tests/test_tables.p
 import json
 import os
 import shlex
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,8 +36,7 @@ def test_a_cell_is_mean_deviation_and_count_over_the_seeds():
 def test_a_difference_has_the_standard_error_of_two_samples():
     # 51 2/3 - 21; the variance 13/3 over 3 seeds and 2 over 2: the root of 13/9 + 1
     assert tables.difference([50.0, 51.0, 54.0], [20.0, 22.0]) == "+30.7 ± 1.6"
-    assert tables.difference([20.0], [22.0, 24.0]) == "-3.0"
-    assert tables.difference([], [22.0]) == "-"
+    assert tables.difference([20.0], [22.0, 24.0]) == "-"
 
 
 def test_the_table_compares_slip_with_each_other_row_in_each_column():
@@ -48,34 +44,26 @@ def test_the_table_compares_slip_with_each_other_row_in_each_column():
     found = {"CLIP": [{wanted[0]: 20.0}, {wanted[0]: 22.0}], "SLIP": [{wanted[0]: 50.0, wanted[1]: 90.0}] * 2}
     lines = tables.table("main", "scenes", wanted, found).splitlines()
     assert "| CLIP | 21.0 ± 1.4 (2) | - |" in lines and "| SLIP | 50.0 ± 0.0 (2) | 90.0 ± 0.0 (2) |" in lines
-    assert "| SLIP - CLIP | +29.0 ± 1.0 | - |" in lines
+    assert "| SLIP - CLIP, ± standard error | +29.0 ± 1.0 | - |" in lines
 
 
 def test_tables_without_a_slip_row_compare_pairs():
-    found = {row: [{("zeroshot", "a"): 10.0 * i}] for i, row in enumerate(tables.TABLES["told"])}
+    found = {row: [{("zeroshot", "a"): 10.0 * i}] * 2 for i, row in enumerate(tables.TABLES["told"])}
     text = tables.table("told", "scenes", [("zeroshot", "a")], found)
-    assert text.count("| +10.0 |") == 5 and "| SLIP, 75% named - CLIP, 75% named | +10.0 |" in text
-
-
-def test_the_transfer_table_counts_the_sets_that_slip_wins():
-    wanted = [("zeroshot", name) for name in ("a", "b", "average")]
-    found = {"CLIP": [dict(zip(wanted, (10.0, 30.0, 20.0)))], "SLIP": [dict(zip(wanted, (20.0, 25.0, 22.5)))]}
-    assert tables.table("transfer", "scenes", wanted, found).endswith("SLIP wins on 1 of 2 sets.")
+    assert text.count("+10.0 ± 0.0") == 5 and "| SLIP, 75% named - CLIP, 75% named" in text
 
 
 def test_every_row_is_a_line_that_train_takes_with_a_folder_of_its_own():
     assert {row for rows in tables.TABLES.values() for row in rows} == tables.ROWS.keys()
     plans = {row: tables.plan("scenes", row, 3) for row in tables.ROWS}
-    assert all(
-        parsed(words).method.startswith(row[:4].lower().strip("-")[:4]) for row, (_, words) in plans.items()
-    )
+    assert all(parsed(words).method[:4] == row[:4].lower() for row, (_, words) in plans.items())
     assert len({out for out, _ in plans.values()}) == len(tables.ROWS)
 
 
 def test_the_longer_rows_take_their_factor_of_the_steps():
     factors = {"CLIP": 1, "CLIP, as long as SLIP takes": 2.4, "SLIP, vit_tiny, 4 x the steps": 4}
     for row, factor in factors.items():
-        assert parsed(tables.plan("scenes", row, 0)[1]).max_steps == 1200 * factor
+        assert parsed(tables.plan("scenes", row, 0)[1]).max_steps == round(1089 * factor)
         out, words = tables.plan("scenes", row, 0, "--max-steps 100")
         assert parsed(words).max_steps == 100 * factor and "max-steps-100" in out
 
@@ -107,13 +95,12 @@ def test_what_is_done_is_not_done_again_and_the_table_is_printed(tmp_path, monke
         Path(out, "results.json").write_text(content)
     assert tables.main(["main", "--rows", "CLIP", "SLIP", "--seeds", "1"]) == 0
     out = capsys.readouterr().out
-    assert "| SLIP - CLIP | +30.0 | +30.0 |" in out and "| 37.6 / 42.8 |" in out  # and the paper's figures
+    assert "| SLIP | 50.0 (1) | 50.0 (1) |" in out and "| 37.6 / 42.8 |" in out  # and the paper's figures
 
 
 def test_a_run_that_another_table_makes_is_left_to_it(tmp_path):
     (tmp_path / "lock").touch()
-    with pytest.raises(ValueError, match="another table makes it since .*lock"):
-        tables.make(str(tmp_path), ["--method", "clip"], [], ARGS)
+    assert "another table makes it" in tables.make(str(tmp_path), ["--method", "clip"], [], ARGS)
     assert (tmp_path / "lock").exists()
 
 
@@ -132,29 +119,11 @@ def test_a_run_that_fails_is_said_at_once_and_the_others_go_on(tmp_path, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
-def test_a_stopped_table_stops_its_runs(tmp_path):
-    program = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
-    (tmp_path / "train.py").write_text(program)
-    environment = os.environ | {"PYTHONPATH": os.getcwd()}
-    program = [sys.executable, "-c", "import sys, tables; sys.exit(tables.main(['main']))"]
-    table = subprocess.Popen(program, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
-        assert table.poll() is None
-        time.sleep(0.1)
-    table.send_signal(signal.SIGTERM)
-    assert "the same line goes on" in table.communicate(timeout=30)[0] and table.returncode == 143
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
-
-
-@pytest.mark.slow
 def test_a_table_of_a_few_steps_has_a_number_in_every_cell(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tables, "FINETUNE_STEPS", 2)
-    monkeypatch.setattr(
-        tables, "plan", lambda *key, plan=tables.plan: (str(tmp_path / str(key[1])), plan(*key)[1])
-    )
-    words = ["main", "--rows", "SimCLR", "SLIP", "--seeds", "1", "--with=--max-steps 3", "--device", "cpu"]
-    assert tables.main(words) == 0
+    monkeypatch.setitem(tables.SPEC, "finetune", "--max-steps 2")
+    plan = tables.plan
+    monkeypatch.setattr(tables, "plan", lambda *key: (str(tmp_path / key[1]), plan(*key)[1]))
+    few = ["--seeds", "1", "--with=--max-steps 3", "--device", "cpu"]
+    assert tables.main(["main", "--rows", "SimCLR", "SLIP", *few]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| S")]
-    assert rows[0].count("(1)") == 3 and rows[1].count("(1)") == 6  # SimCLR has no zero-shot
+    assert rows[0].count("(1)") == 2 and rows[1].count("(1)") == 5  # SimCLR has no zero-shot
