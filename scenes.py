@@ -30,7 +30,7 @@ WRONG = 0.06  # share of all captions that name another kind or another colour
 NAMES_TEXTURE, NAMES_SIZE, NAMES_PLACE = 0.10, 0.15, 0.25  # among captions that say anything
 HASHTAGS = 0.10  # of these, written "#red #boat"
 SCALES = {"small": (0.62, 0.70), "large": (0.78, 0.86)}  # side of the thing, as a share of the image
-SHIFT, TILT = 0.04, 4  # at most: of the centre, as a share of the image; in degrees
+SHIFT, TILT = 0.07, 7  # at most: of the centre, as a share of the image; in degrees
 HELD_OUT_SHARE = 1 / 6  # of the test split
 
 DATA = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
