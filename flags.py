@@ -1,12 +1,9 @@
-"""The settings of a pre-training run: train.py's flags, checked, and resolved once into a frozen dataclass.
-
-    arguments() -> argparse's flags     resolve(args, source, config) -> {flag: value}     freeze -> Settings
+"""The flags of train.py: what they are called, which go together, and their values.
 
 Paper: implementation details. A flag that is not typed takes its value from the recipe (recipe.py).
 """
 
 import argparse
-import dataclasses
 import os
 from pathlib import Path
 
@@ -89,17 +86,14 @@ def arguments(examples):
     add("--device", help="cpu, cuda, cuda:N, xpu or mps (default: the best there is)")
     add("--precision", choices=["fp32", "bf16"], help="default: bf16 where the device computes in it")
     add("--compile", action="store_true", help="torch.compile the blocks: slower to start")
-    add("--tensorboard", action="store_true", help="the log for TensorBoard too, in OUT/tensorboard")
     return parser
 
 
 def check(args):
     """Flags that do not go together; a student's mistakes, each with what to type."""
     language, partner = slip.METHODS[args.method]
-    if args.ssl_scale is not None and not (language and partner):
-        raise ValueError(f"--ssl-scale weighs two losses: type --method slip, not {args.method}")
-    if args.ssl_data and not (language and partner):
-        raise ValueError(f"--ssl-data is for two losses: type --method slip, not {args.method}")
+    if (args.ssl_scale is not None or args.ssl_data) and not (language and partner):
+        raise ValueError(f"--ssl-scale, --ssl-data are for two losses: type --method slip, not {args.method}")
     if args.ssl_temp and partner not in ("simclr", "mocov3"):
         raise ValueError(f"--ssl-temp is SimCLR's and MoCo v3's: {args.method} has no such temperature")
     if (args.clip_views > 1 or args.clip_aug != "light") and not language:
@@ -107,43 +101,38 @@ def check(args):
 
 
 def resolve(args, whole, config):
-    """-> {flag: value}: what was typed, else the weights' own sizes (--init), else the recipe's."""
+    """-> {flag: value}: what was typed, else the weights' own sizes (--init), else the recipe's; and what
+    follows from them: steps, warmup_steps, partner, class_names.
+    """
     values = recipe.recipe(args.method, args.data, len(whole), args.recipe) | {"mask_same_class": False}
     if config:
-        values |= recipe.FROM_WEIGHTS | dict(
-            model=config.model, image_size=config.image_size, patch=config.patch
-        )
+        values |= recipe.FROM_WEIGHTS
+        values |= {name: getattr(config, name) for name in ("model", "image_size", "patch")}
     values |= {name: value for name, value in vars(args).items() if value is not None or name not in values}
-    kept = len(data.holdout(len(whole), args.seed)[0])
+    kept, world = len(data.holdout(len(whole), args.seed)[0]), ranks.world()
     if args.batch_size is None:  # the recipe's, or all images of a smaller set
-        values["batch_size"] = min(values["batch_size"], kept // ranks.world() * ranks.world())
+        values["batch_size"] = min(values["batch_size"], kept // world * world)
     batch = values["batch_size"]
-    if not 2 <= batch <= kept:
+    if not 2 <= batch <= kept or batch % world:
         raise ValueError(
-            f"found --batch-size {batch}, expected 2 (a contrastive loss compares) to {kept}, the images"
+            f"found --batch-size {batch}, expected 2 (a contrastive loss compares) to {kept} (the images), "
+            f"and a multiple of {world} (the ranks)"
         )
-    if batch % ranks.world():
-        raise ValueError(f"--batch-size {batch} does not divide by {ranks.world()} ranks: type a multiple")
     epoch_steps = kept // batch
     steps = args.max_steps or values["epochs"] * epoch_steps
-    warmup_steps = values["warmup_epochs"] * epoch_steps
+    warmup = values["warmup_epochs"] * epoch_steps
     if args.warmup_epochs is None:
-        warmup_steps = min(warmup_steps, steps / 10)  # a recipe's warm-up suits its length
-    elif warmup_steps > steps:
+        warmup = min(warmup, steps / 10)  # a recipe's warm-up suits its length
+    elif warmup > steps:
         raise ValueError(
-            f"--warmup-epochs {args.warmup_epochs:g} are {warmup_steps:g} steps of {steps}: type fewer"
+            f"--warmup-epochs {args.warmup_epochs:g} are {warmup:g} steps of {steps}: type fewer"
         )
     language, partner = slip.METHODS[args.method]
-    values |= dict(epoch_steps=epoch_steps, steps=steps, warmup_steps=warmup_steps, partner=partner)
+    values |= dict(epoch_steps=epoch_steps, steps=steps, warmup_steps=warmup, partner=partner)
     values["out"] = args.out or os.path.join("runs", f"{Path(args.data).stem}-{args.method}")
     values["class_names"] = whole.classes if language else None
     values["mask_same_class"] = bool(values["mask_same_class"] and values["class_names"])
     return values
-
-
-def freeze(values):
-    """{flag: value} -> Settings: one dataclass, made once and never written to."""
-    return dataclasses.make_dataclass("Settings", values, frozen=True)(**values)
 
 
 def tokenizer(vocab, source, optional):

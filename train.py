@@ -9,6 +9,7 @@ Left to others: the towers (vit.py, text.py), their views in chunks (slip.py), t
 samples (data.py), the run's folder (run.py), the paper's values (recipe.py).
 """
 
+import dataclasses
 import math
 import os
 import shlex
@@ -131,7 +132,7 @@ def set_up(args):
     views += 2 * (model.branch is not None)
     plan = devices.plan_chunks(model, rows, device, args.micro_batch, views, args.precision)
     values["micro_batch"], values["recompute"], chunks = plan
-    settings = flags.freeze(values)
+    settings = dataclasses.make_dataclass("Settings", values, frozen=True)(**values)
     watch = validation.Validation(settings, model, device, kept, held)
     columns = [column for column in COLUMNS if column not in (CLIP_ONLY if model.text is None else SSL_ONLY)]
     columns = COLUMNS if model.text and model.branch else columns
