@@ -1,13 +1,12 @@
 """Data: images with captions or labels, in which order they come, and what is done about bad ones.
 
-Paper: the pre-training data and the views in "implementation details". Class names are captioned here by
-drawing a template, the counterpart in training of the prompts in "zero-shot transfer".
+Paper: the pre-training data and the views in "implementation details".
 
     Views(...)[(epoch, index), (epoch, index)] -> uint8 crops [3, S, S], parameters of strong views, caption
     loader(...) -> batches: crops [b, 3, S, S], tokens [b, L]
 
 A sample is a pure function of (seed, epoch, index): workers, ranks and restarts change nothing. The host
-decodes and crops. Not here: files and sets (images.py), colours (augment.py), names and prompts (sets.py).
+decodes and crops. Not here: files (images.py), colours (augment.py), names and prompts (sets.py).
 """
 
 import atexit
@@ -25,18 +24,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import augment
-from images import Arrays, Files, Source, Strings, is_image, is_shortage, read_image, subset  # noqa: F401
+from images import Arrays, Files, Source, is_shortage, read_image, subset  # noqa: F401
 
-BAD_SHARE = 0.05  # a run in which more images than this cannot be decoded is stopped
 PAIRS = {  # self-supervised partner -> its strong views
     "simclr": (augment.SIMCLR, augment.SIMCLR),
     "mocov3": (augment.MOCOV3_1, augment.MOCOV3_2),
     "byol": (augment.BYOL_1, augment.BYOL_2),
     "beit": (augment.BEIT,),
 }
-
-
-# The order
 
 
 @functools.lru_cache(maxsize=2)
@@ -65,24 +60,16 @@ class Batches:
     steps: range
     share: callable  # rows of the global batch -> this rank's (ranks.share)
 
-    def __len__(self):
-        return len(self.steps)
-
     def __iter__(self):
         for step in self.steps:
-            keys = others = self.keys(self.count, self.seed, step)
-            if self.other_count is not None:
-                others = self.keys(self.other_count, self.seed + 1, step)
+            keys, same = self.keys(self.count, self.seed, step), self.other_count is None
+            others = keys if same else self.keys(self.other_count, self.seed + 1, step)
             yield list(zip(keys, others))
 
     def keys(self, count, seed, step):
         epoch, position = divmod(step, count // self.batch)
-        start = position * self.batch
-        indices = self.share(permutation(count, seed, epoch)[start : start + self.batch])
+        indices = self.share(permutation(count, seed, epoch)[position * self.batch :][: self.batch])
         return [(epoch, index) for index in indices.tolist()]
-
-
-# The samples
 
 
 class Unreadable(ValueError):
@@ -92,24 +79,19 @@ class Unreadable(ValueError):
         super().__init__(message.strip().splitlines()[-1].removeprefix("data.Unreadable: "))
 
 
-def readable(source, index, rng, skipped):
-    """The item, or, if its image is bad, another one drawn from the sample's own generator."""
+def readable(source, index, skipped, rng=None):
+    """The item. If its image is bad, another one, drawn from the sample's own generator, if it has one."""
     for _ in range(20):
         try:
             return source[index]
         except Exception as error:  # damaged files break Pillow in every way there is
-            skipped.append("\t".join(fault(source, index, error)))
-            index = int(rng.integers(len(source)))
-    raise Unreadable(
-        f"20 images in a row cannot be read, the last is {skipped[-1]}: is this the right folder?"
-    )
-
-
-def fault(source, index, error):
-    """What is wrong with an item -> (where it is, the reason). A shortage is raised again."""
-    if is_shortage(error):
-        raise error
-    return source.where(index), f"{type(error).__name__}: {error}".replace("\n", " ")[:200]
+            if is_shortage(error):
+                raise
+            skipped.append(f"{source.where(index)}\t{error!r:.200}")
+        if rng is None:
+            raise Unreadable(f"cannot read {skipped[-1]}")
+        index = int(rng.integers(len(source)))
+    raise Unreadable(f"20 images in a row cannot be read: is this the right folder? The last: {skipped[-1]}")
 
 
 def fill_template(template, name):
@@ -140,7 +122,7 @@ class Views(Dataset):
         sample = {"skipped": []}
         if self.language:
             rng = np.random.default_rng((self.seed, epoch, index))
-            image, target = readable(self.captioned, index, rng, sample["skipped"])
+            image, target = readable(self.captioned, index, sample["skipped"], rng)
             sample["caption"] = self.caption(target, rng)
             if self.captioned.classes is not None:
                 sample["classes"] = target
@@ -149,7 +131,7 @@ class Views(Dataset):
         if self.pair is not None:
             rng = np.random.default_rng((self.seed, *other, 1))
             if self.other is not None or not self.language:
-                image, _ = readable(self.other or self.captioned, other[1], rng, sample["skipped"])
+                image, _ = readable(self.other or self.captioned, other[1], sample["skipped"], rng)
             for name, strong in zip(("view1", "view2"), self.pair):
                 self.add_view(sample, name, image, rng, strong)
         return sample
@@ -160,20 +142,16 @@ class Views(Dataset):
         sample[name] = augment.crop(image, box, self.image_size)  # uint8 [3, S, S]
         if strong is not None:
             sample[f"{name}_params"] = augment.draw(rng, strong)
-            if strong.masked:
-                grid = self.image_size // self.patch
-                sample[f"{name}_mask"] = augment.block_mask(rng, grid, strong.masked)  # [N]
+        if strong is not None and strong.masked:
+            sample[f"{name}_mask"] = augment.block_mask(rng, self.image_size // self.patch, strong.masked)
 
     def caption(self, target, rng):
         """One of the captions or, for a label, one of the templates with one of the class's names."""
-
-        def one_of(options):
-            return options if isinstance(options, str) else options[rng.integers(len(options))]
-
-        if self.captioned.classes is None:
-            return one_of(target)
-        name = one_of(self.captioned.classes[target])
-        return fill_template(one_of(self.templates or "{}"), name)
+        options = target if self.captioned.classes is None else self.captioned.classes[target]
+        name = options if isinstance(options, str) else options[rng.integers(len(options))]
+        if self.captioned.classes is None or not self.templates:
+            return name
+        return fill_template(self.templates[rng.integers(len(self.templates))], name)
 
 
 @dataclass(eq=False)
@@ -189,15 +167,14 @@ class LabelledViews(Dataset):
     def __getitem__(self, key):
         (epoch, index), _ = key
         rng, skipped = np.random.default_rng((self.seed, epoch, index)), []
-        image, label = readable(self.source, index, rng, skipped)
+        image, label = readable(self.source, index, skipped, rng)
         box = augment.crop_box(rng, *image.size, (self.crop, 1.0))
         view = augment.crop(image, box, self.image_size)  # uint8 [3, S, S]
         if rng.random() < 0.5:
             view = view.flip(2)
         if self.transform is not None:
-            with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
-                torch.default_generator.manual_seed(int(rng.integers(2**63)))
-                view = self.transform(view)
+            torch.default_generator.manual_seed(int(rng.integers(2**63)))  # a run seeds it for each step
+            view = self.transform(view)
         return {"images": view, "labels": label, "skipped": skipped}
 
 
@@ -209,25 +186,13 @@ class EvaluationViews(Dataset):
     image_size: int
     resize: int | None = None  # of the short side, pixels; None: image_size
 
-    def __len__(self):
-        return len(self.source)
-
     def __getitem__(self, index):
-        try:
-            image, label = self.source[index]
-        except Exception as error:
-            where, reason = fault(self.source, index, error)
-            raise Unreadable(f"cannot read {where} ({reason}): an evaluation set must be whole") from None
+        image, label = readable(self.source, index, [])
         return augment.evaluation_view(image, self.image_size, self.resize), label
 
 
-# The batches
-
-
 def collate(samples, tokenizer=None, context=77):
-    """Samples -> one batch: tensors stacked, names of bad images in one list; "caption" is a list, or, with a
-    tokenizer, "tokens" int64 [b, context] in its place.
-    """
+    """Samples -> a batch: tensors stacked, captions, with a tokenizer, "tokens" int64 [b, context]."""
     batch = {"skipped": [line for sample in samples for line in sample.pop("skipped")]}
     for name in samples[0]:
         values = [sample[name] for sample in samples]
@@ -238,58 +203,43 @@ def collate(samples, tokenizer=None, context=77):
 
 
 def start_worker(_):
-    """A signal to the whole process group is answered by the main process, which still wants the batches of
-    the step; its workers end with it.
-    """
-    torch.set_num_threads(1)
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, signal.SIG_IGN)
+    """A signal to the whole group is for the main process, with which the worker ends, killed or not."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def end_with_parent():
-    multiprocessing.parent_process().join()
+    multiprocessing.parent_process().join()  # torch would watch the fork server, which outlives it
     os._exit(1)
 
 
 @atexit.register
 def kill_workers():
-    """Where an error leaves workers behind, the end of the process would wait for them for ever."""
+    """Python ends workers that an error left behind by SIGTERM, which they ignore, and waits for them."""
     if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where torch would report the first that is killed
     for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
+        process.kill()
 
 
 def plan_prefetch(workers, batch_bytes):
-    """-> (workers, batches that each prepares ahead): together at most 4 GiB, unless one for each worker is
-    more, and at most half of the free shared memory.
-    """
-    ahead = max(1, min(2, (4 << 30) // max(1, workers * batch_bytes)))
-    if workers and os.path.isdir("/dev/shm"):
-        room = shutil.disk_usage("/dev/shm").free // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        fitting = room // max(1, batch_bytes)
-        if fitting < workers:
-            warnings.warn(
-                f"shared memory has room for {fitting} batches of {batch_bytes >> 20:,} MiB: so many workers "
-                f"load images, not {workers} (give docker --shm-size=16g or --ipc=host)",
-                stacklevel=3,
-            )
-        workers, ahead = min(workers, fitting), max(1, min(ahead, fitting // workers))
-    return workers, ahead
+    """-> (workers, batches that each prepares ahead): in 4 GiB, if not one each, and half of /dev/shm."""
+    room = 4 << 30
+    if os.path.isdir("/dev/shm"):
+        free = shutil.disk_usage("/dev/shm").free // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if free < workers * batch_bytes:
+            workers = free // batch_bytes
+            warnings.warn(f"shared memory is short: {workers} workers (docker: --shm-size=16g)", stacklevel=2)
+        room = min(room, free)
+    return workers, 2 if 2 * workers * batch_bytes <= room else 1
 
 
 def loader(dataset, sampler, workers, *, tokenizer=None, context=77, pin=False):
-    """A DataLoader of the batches of a sampler, which gives lists of keys; see `collate` for the tokenizer.
-
-    A batch that takes longer than 300 s is an error. `plan_prefetch` bounds how many are prepared ahead.
-    """
+    """A DataLoader; the sampler gives lists of keys. A batch that takes longer than 300 s is an error."""
     rows = len(next(iter(sampler), ()))
     batch_bytes = rows * 12 * dataset.image_size**2  # at most four views of bytes, or one of floats
     workers, ahead = plan_prefetch(workers, batch_bytes)
     several = dict(timeout=300, prefetch_factor=ahead, worker_init_fn=start_worker) if workers else {}
-    together = functools.partial(collate, tokenizer=tokenizer, context=context)
-    return DataLoader(
-        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=together, pin_memory=pin, **several
-    )
+    several["collate_fn"] = functools.partial(collate, tokenizer=tokenizer, context=context)
+    return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=pin, **several)

@@ -6,25 +6,28 @@ Paper: the 26 sets of "zero-shot transfer" (PAPER), how each is judged, and prom
     found("imagenet", root) -> whether it is there       how_to_get("imagenet", root) -> what to do if not
     prompts("imagenet") -> templates with {}, filled by fill_template
 
-The wording of names and prompts stands in prompts.json. Not here: class folders (folders.py), the formats of
-torchvision (libraries.py), captioned sets (captioned.py), the samples made of a Source (data.py).
+The wording of names and prompts stands in prompts.json. Not here: class folders (folders.py), captioned sets
+(captioned.py), the samples made of a Source (data.py).
 """
 
 import functools
+import importlib.util
+import inspect
 import json
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torchvision
+from torch.utils.data import Dataset
 
 import captioned
-import libraries
 import scenes
 from data import fill_template as fill_template
-from folders import has_splits, open_folders, read_text
-from images import Arrays, Source, subset
-from libraries import TORCHVISION
+from folders import has_splits, list_folder, open_folders, read_text
+from images import Arrays, Files, Source, is_image, is_shortage, subset
 
 PAPER = """food101 cifar10 cifar100 cub200 sun397 cars aircraft dtd pets caltech101 flowers mnist fer2013
 stl10 eurosat resisc45 gtsrb kitti_distance country211 patch_camelyon ucf101_frames kinetics700_frames
@@ -51,6 +54,51 @@ SCENES_COUNT = {"train": 8192, "test": 2400}
 SCENES_SEED = {"train": 0, "test": 2}  # the test split was drawn anew when all settings had been chosen
 
 
+@dataclass(frozen=True)
+class Library:
+    """A set as torchvision knows it. Where it comes without splits, `training` images of each class, but at
+    most half, are for training and the others for testing, drawn once and for all (`divide`).
+    """
+
+    kind: str  # the class torchvision.datasets.<kind>
+    place: str  # what is under --root when the set is there
+    splits: tuple = ({}, {})  # the class's arguments for training and for the test
+    folders: tuple = ()  # under `place`, where a split is a folder of class folders
+    training: int = 0
+    first: int = 0  # the smallest label
+    needs: str = ""  # a package
+
+
+BY_SPLIT, BY_FLAG = ({"split": "train"}, {"split": "test"}), ({"train": True}, {"train": False})
+BY_VAL = ({"split": "train"}, {"split": "val"})  # the labels of the test split are secret, or there is none
+TRAINVAL = ({"split": "trainval"}, {"split": "test"})
+UNDIVIDED, DIVIDED = (".", "."), ("train", "test")
+IDX = "raw/t10k-images-idx3-ubyte"
+TORCHVISION = {
+    "food101": Library("Food101", "food-101", BY_SPLIT),
+    "cifar10": Library("CIFAR10", "cifar-10-batches-py", BY_FLAG),
+    "cifar100": Library("CIFAR100", "cifar-100-python", BY_FLAG),
+    "sun397": Library("SUN397", "SUN397", training=50),
+    "cars": Library("StanfordCars", "stanford_cars", BY_SPLIT, needs="scipy"),
+    "aircraft": Library("FGVCAircraft", "fgvc-aircraft-2013b", TRAINVAL),
+    "dtd": Library("DTD", "dtd/dtd", BY_SPLIT),
+    "pets": Library("OxfordIIITPet", "oxford-iiit-pet/annotations", TRAINVAL),
+    "caltech101": Library("Caltech101", "caltech101/101_ObjectCategories", folders=UNDIVIDED, training=30),
+    "flowers": Library("Flowers102", "flowers-102/jpg", BY_SPLIT, needs="scipy"),
+    "mnist": Library("MNIST", f"MNIST/{IDX}", BY_FLAG),
+    "fer2013": Library("FER2013", "fer2013", BY_SPLIT),
+    "stl10": Library("STL10", "stl10_binary", BY_SPLIT),
+    "eurosat": Library("EuroSAT", "eurosat/2750", folders=UNDIVIDED, training=1000),
+    "gtsrb": Library("GTSRB", "gtsrb/GTSRB", BY_SPLIT),
+    "country211": Library("Country211", "country211", BY_SPLIT, DIVIDED),
+    "patch_camelyon": Library("PCAM", "pcam", BY_SPLIT, needs="h5py"),
+    "clevr_counts": Library("CLEVRClassification", "clevr/CLEVR_v1.0", BY_VAL, first=3),
+    "rendered_sst2": Library("RenderedSST2", "rendered-sst2", BY_SPLIT, DIVIDED),
+    "fashionmnist": Library("FashionMNIST", f"FashionMNIST/{IDX}", BY_FLAG),
+    "imagenette": Library("Imagenette", "imagenette2", BY_VAL, ("train", "val")),
+}
+
+
 def open_source(name, root="data", split="train"):
     """The set `name` under `root`; split is "train" or "test". Raises ValueError or FileNotFoundError."""
     folder = Path(root) / name
@@ -59,7 +107,7 @@ def open_source(name, root="data", split="train"):
     if name.split("-")[0] == "scenes":
         return open_scenes(name, split)
     if name in TORCHVISION and (Path(root) / TORCHVISION[name].place).exists():
-        source = libraries.open_torchvision(name, root, split)
+        source = open_torchvision(name, root, split)
         source.classes = class_names(name, source.classes)
         return source
     if name == "imagenet" and not has_splits(folder):
@@ -137,10 +185,79 @@ def how_to_get(name, root):
 
 
 def download(name, root):
-    """Fetch a set by torchvision. Raises ValueError with one sentence if that cannot be done."""
+    """Fetch a set, all its splits, by torchvision. Raises ValueError with one sentence if that fails."""
     if name not in TORCHVISION or name in WORDING["get"]:
         raise ValueError(f"{name} cannot be downloaded: {how_to_get(name, root)}")
-    libraries.download(name, root)
+    entry = TORCHVISION[name]
+    try:
+        for arguments in entry.splits:
+            getattr(torchvision.datasets, entry.kind)(root, **arguments, download=True)
+    except Exception as error:  # the network and foreign files fail in every way there is
+        raise ValueError(f"{name} was not downloaded ({brief(error)})") from None
+
+
+def open_torchvision(name, root, split):
+    """A split of a set of the table. Raises ValueError if it is damaged, or a package is missing."""
+    entry, place, testing = TORCHVISION[name], Path(root) / TORCHVISION[name].place, split == "test"
+    if entry.needs and importlib.util.find_spec(entry.needs) is None:
+        raise ValueError(f"{name} is read by {entry.needs}: type pip install {entry.needs}")
+    try:
+        if entry.folders:
+            classes, paths, labels = list_folder(place / entry.folders[testing], whole=True)
+            source = Source(name, Files(paths, labels), classes)
+        else:
+            source = read_library(name, root, entry.splits[testing])
+    except Exception as error:  # a torn file breaks its reader in every way there is
+        if is_shortage(error):
+            raise
+        raise ValueError(
+            f"cannot read {name} at {place}, it may be incomplete or damaged ({brief(error)})"
+        ) from None
+    return subset(source, divide(source.items.targets, testing, entry.training)) if entry.training else source
+
+
+def brief(error):
+    return f"{type(error).__name__}: {error}".splitlines()[0][:120]
+
+
+def read_library(name, root, arguments):
+    """A class that takes a `loader` gives paths and labels at once; our own reader reads the images."""
+    entry = TORCHVISION[name]
+    kind = getattr(torchvision.datasets, entry.kind)
+    if "loader" not in inspect.signature(kind.__init__).parameters:
+        items = Opened(functools.partial(kind, root, **arguments))
+        items[0]  # whatever is wrong comes to light here
+        return Source(name, items, getattr(items.images, "classes", None))
+    dataset = kind(root, loader=str, **arguments)
+    pairs = sorted(dataset[i] for i in range(len(dataset)))
+    paths, labels = zip(*[(path, label - entry.first) for path, label in pairs if is_image(path)])
+    return Source(name, Files(paths, np.array(labels)), getattr(dataset, "classes", None))
+
+
+class Opened(Dataset):
+    """Images that only torchvision's class gives; where it would be pickled it is opened again."""
+
+    def __init__(self, kind):
+        self.kind, self.images = kind, kind()
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        image, label = self.images[index]
+        return image.convert("RGB"), int(label)
+
+    def __reduce__(self):
+        return Opened, (self.kind,)
+
+
+def divide(labels, testing, training):
+    """Indices of a split of a set that comes without one; labels [n]."""
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        own = np.random.default_rng((training, label)).permutation(np.flatnonzero(labels == label))
+        chosen[own[: min(training, len(own) // 2)]] = True
+    return np.flatnonzero(chosen != testing)
 
 
 # Names, prompts, metrics
@@ -176,10 +293,6 @@ def read_published(path, name, otherwise=None):
     if not isinstance(table, dict) or not isinstance(table.get(name), list):
         there = ", ".join(table) if isinstance(table, dict) else type(table).__name__
         raise ValueError(f"{path} has no list under {name!r}: found {there}")
-    for entry in table[name]:
-        words = entry if isinstance(entry, list) else [entry]
-        if not words or not all(isinstance(word, str) for word in words):
-            raise ValueError(f"{path}: {name!r} holds {entry!r}, expected strings or lists of strings")
     return table[name]
 
 
@@ -199,10 +312,8 @@ def class_names(name, classes):
 
 
 @functools.cache
-def drawn(split, kinds_told=None, curated=True):
-    return scenes.build(
-        split, SCENES_COUNT[split], SCENES_SEED[split], kinds_told=kinds_told, curated=curated
-    )
+def drawn(split, told=None, curated=True):
+    return scenes.build(split, SCENES_COUNT[split], SCENES_SEED[split], kinds_told=told, curated=curated)
 
 
 def open_scenes(name, split):

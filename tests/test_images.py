@@ -5,9 +5,7 @@ pytest tests/test_images.py
 
 import io
 import struct
-import tarfile
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ from PIL import Image
 
 from images import is_image, read_image
 
-EMOJI = Path(__file__).parents[2] / "shared/data/emoji-noto.tar"
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
 
@@ -45,7 +42,6 @@ ODD = {  # name: (file, left pixel, right pixel) in RGB
     "palette with a clear entry": lambda: (stored(palette(), transparency=0), WHITE, BLUE),
     "alpha": lambda: (stored(two_pixels("RGBA", (*RED, 128), (*RED, 0))), (255, 127, 127), WHITE),
     "a clear colour": lambda: (stored(two_pixels("RGB", RED, BLUE), transparency=RED), WHITE, BLUE),
-    "a clear grey": lambda: (stored(two_pixels("L", 7, 200), transparency=7), WHITE, (200,) * 3),
     "grey with alpha": lambda: (stored(two_pixels("LA", (0, 255), (0, 51))), (0,) * 3, (204,) * 3),
     "one bit": lambda: (stored(two_pixels("1", 0, 1)), (0, 0, 0), WHITE),
     "CMYK": lambda: (stored(two_pixels("CMYK", (0, 255, 255, 0), (0, 0, 0, 0)), "TIFF"), RED, WHITE),
@@ -82,15 +78,11 @@ def pgm(values, largest):
 
 DEPTHS = {  # the same grey image in other depths
     "float 0-1": lambda: grey_tiff((GREY / 255).astype(np.float32)),
-    "float 0-255": lambda: grey_tiff(GREY.astype(np.float32)),
     "float -1 to 1": lambda: grey_tiff((GREY / 127 - 1).astype(np.float32)),
     "float with a stated white": lambda: grey_tiff((GREY / 25.5).astype(np.float32), tiffinfo={281: 10}),
     "8 bits in 32": lambda: grey_tiff(GREY.astype(np.int32)),
-    "16 bits in 32": lambda: grey_tiff((257 * GREY).astype(np.int32)),
     "8 bits in 16": lambda: stored(Image.fromarray(GREY.astype(np.uint16))),
-    "10 bits in 16": lambda: stored(Image.fromarray((GREY << 2).astype(np.uint16))),
     "12 bits in 16": lambda: stored(Image.fromarray((GREY << 4).astype(np.uint16))),
-    "14 bits in 16": lambda: stored(Image.fromarray((GREY << 6).astype(np.uint16))),
     "16 bits": lambda: stored(Image.fromarray((257 * GREY).astype(np.uint16))),
     "PGM of 12 bits": lambda: pgm(GREY << 4, 4095),
     "a dark PGM of 16 bits": lambda: pgm(GREY, 255 * 256),
@@ -112,8 +104,6 @@ def test_what_is_not_a_number_is_black_and_costs_nothing_else():
     assert image[3, 4] == 0 and image[5, 6] >= 254
     image[3, 4], image[5, 6] = GREY[3, 4], GREY[5, 6]
     assert np.abs(image - GREY).max() <= 2
-    empty = read_image(grey_tiff(np.full((2, 2), np.nan, np.float32)))
-    assert np.asarray(empty).max() == 0
 
 
 def tiff_block(*entries):
@@ -126,16 +116,13 @@ def tiff_block(*entries):
 TURN = (0x0112, 3, 1, struct.pack("<HH", 6, 0))
 BROKEN_EXIF = {
     "no TIFF": b"no TIFF",
-    "cut": b"II*\0",
-    "a loop": b"II*\0" + struct.pack("<IH", 8, 65535),
     "a rational of -1/0": tiff_block(TURN, (0x011A, 10, 1, struct.pack("<I", 200))),
-    "letters for a width": tiff_block((0x0100, 2, 4, b"abc\0"), TURN),
     "letters for the turn": tiff_block((0x0112, 2, 4, b"abc\0")),
 }
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("name", BROKEN_EXIF)
 def test_damaged_exif_never_costs_the_pixels(kind, name):
     block, plain = BROKEN_EXIF[name], Image.new("RGB", (8, 6), (90, 140, 40))
@@ -156,15 +143,3 @@ def test_images_are_told_by_what_pillow_opens():
         assert not is_image(name), name
     with pytest.raises(OSError):  # a document that another program would be run to draw
         read_image(io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"))
-
-
-@pytest.mark.skipif(not EMOJI.is_file(), reason=f"no {EMOJI}")
-def test_real_emoji_are_laid_on_white():
-    with tarfile.open(EMOJI) as tar:
-        names = [name for name in tar.getnames() if name.endswith(".png")][::400]
-        files = [io.BytesIO(tar.extractfile(name).read()) for name in names]
-    for file in files:
-        pixels = np.asarray(Image.open(file).convert("RGBA"), float)
-        alpha = pixels[..., 3:] / 255
-        expected = pixels[..., :3] * alpha + 255 * (1 - alpha)
-        assert np.abs(np.asarray(read_image(file), float) - expected).max() <= 1  # rounding to bytes
