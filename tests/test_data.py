@@ -10,7 +10,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +23,11 @@ from text import Tokenizer
 HERE = Path(__file__).parents[1]
 
 
-# Bad images: a folder of plain colours, image i captioned "colour i": a sample tells where it is from
-
 GOOD = 12
 
 
 def folder_with_a_bad_one(tmp_path, content=b""):
+    """Plain colours, image i captioned "colour i", and one more."""
     paths = [str(tmp_path / f"{i}.png") for i in range(GOOD + 1)]
     for i, path in enumerate(paths[:-1]):
         Image.new("RGB", (9, 9), (20 * i,) * 3).save(path)
@@ -57,8 +55,6 @@ def test_a_bad_training_image_is_replaced_by_another_pair_and_noted(tmp_path, co
     assert line.startswith(f"{source.where(GOOD)}\t") and "Error(" in line and "\n" not in line
     number = int(sample["caption"].split()[-1])
     assert all((sample[name] == 20 * number).all() for name in ("images", "view1", "view2"))
-    again = [make_views(source, seed=seed)[(0, GOOD), (0, GOOD)]["caption"] for seed in (0, *range(8))]
-    assert again[0] == again[1] == sample["caption"] and len(set(again)) > 1
 
 
 def test_twenty_bad_images_in_a_row_are_an_error_in_one_sentence(tmp_path):
@@ -71,28 +67,13 @@ def test_twenty_bad_images_in_a_row_are_an_error_in_one_sentence(tmp_path):
     assert str(error.value).startswith("20 images in a row")
 
 
-def test_a_bad_evaluation_image_is_an_error_that_names_it(tmp_path):
-    source = folder_with_a_bad_one(tmp_path)
-    with pytest.raises(data.Unreadable, match="cannot read .*12.png.*Error") as error:
-        data.EvaluationViews(source, 8)[GOOD]
-    assert "\n" not in str(error.value)
-    view, caption = data.EvaluationViews(source, 8)[3]
-    assert view.shape == (3, 8, 8) and (view == 60).all() and caption == "colour 3"
-
-
 def test_a_shortage_is_no_bad_image():
     class Short(data.Arrays):
         def __getitem__(self, index):
             raise OSError(errno.EMFILE, "too many open files")
 
-    source = data.Source("short", Short([0], ["thing"]))
-    with pytest.raises(OSError):
-        make_views(source)[(0, 0), (0, 0)]
-    with pytest.raises(OSError):
-        data.EvaluationViews(source, 8)[0]
-
-
-# Samples
+    with pytest.raises(OSError, match="too many"):
+        make_views(data.Source("short", Short([0], ["thing"])))[(0, 0), (0, 0)]
 
 
 def test_a_sample_is_a_function_of_seed_epoch_and_index():
@@ -139,9 +120,6 @@ def test_paths_of_any_bytes_and_subsets_give_back_what_was_put_in():
     assert part[1][0].getpixel((0, 0)) == (140, 140, 140)
 
 
-# Order and batches
-
-
 @pytest.mark.parametrize("other_count", [None, 31])
 def test_ranks_share_batches_that_are_permutations_in_each_epoch(other_count):
     def batches(steps, share=lambda rows: rows):
@@ -186,7 +164,7 @@ def test_batches_on_their_way_fit_in_memory(monkeypatch):
         monkeypatch.setattr(data.shutil, "disk_usage", lambda path: usage)
         return data.plan_prefetch(workers, batch << 20)
 
-    assert plan(64_000, 8, 100) == (8, 2) and plan(0, 8, 100) == (8, 2)
+    assert plan(64_000, 8, 100) == plan(0, 8, 100) == (8, 2)
     assert plan(64_000, 8, 1850) == plan(0, 8, 1850) == (8, 1)  # 4096 rows: 17 batches would be 31 GB
     with pytest.warns(UserWarning, match="short: 3 workers.*--shm-size"):
         assert plan(12_000, 8, 1850) == (3, 1)
@@ -221,7 +199,6 @@ def test_workers_ignore_signals_and_end_with_their_parent(tmp_path, method, end)
     quiet = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(HERE)}, **quiet)
     workers = [int(pid) for pid in process.stdout.readline().split()]
-    assert len(workers) == 2
     if end == "a kill":
         process.stdout.readline()  # the second batch is of the second worker: both are on their way
         for pid in workers:
@@ -229,10 +206,5 @@ def test_workers_ignore_signals_and_end_with_their_parent(tmp_path, method, end)
             os.kill(pid, signal.SIGINT)
         assert len(process.stdout.readline().split()) == 2
         process.kill()
-    _, heard = process.communicate(timeout=60)
+    _, heard = process.communicate(timeout=60)  # until the workers, which hold the pipe, have ended
     assert process.returncode == (1 if end == "an error" else -signal.SIGKILL), heard
-    for _ in range(150):
-        if not any(Path(f"/proc/{pid}").exists() for pid in workers):
-            break
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)

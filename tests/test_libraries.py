@@ -14,7 +14,6 @@ import pytest
 import torchvision
 from PIL import Image
 
-import data
 import sets
 
 SPLITS = ("train", "test")
@@ -136,16 +135,6 @@ def test_a_set_of_torchvision_has_its_images_labels_and_names(tmp_path, monkeypa
         assert source.classes[MADE[name][1]] == MADE[name][2]
         again = pickle.loads(pickle.dumps(source))  # for a worker that is started anew
         assert again[0][1] == source[0][1] and len(again) == len(source)
-
-
-def test_a_label_is_known_without_decoding_and_a_bad_image_by_its_path(tmp_path):
-    make(tmp_path, "food101")
-    for path in tmp_path.rglob("*.jpg"):
-        path.write_bytes(b"")
-    source = sets.open_source("food101", tmp_path, "test")
-    assert [source.label(i) for i in range(3)] == [0, 1, 2]
-    with pytest.raises(data.Unreadable, match="cannot read .*apple_pie.5.jpg"):
-        data.EvaluationViews(source, 8)[0]
 
 
 def test_a_set_without_splits_gets_two_that_are_always_the_same(tmp_path):
