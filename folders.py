@@ -16,7 +16,7 @@ import torchvision
 
 from images import Files, Source, is_image
 
-NO_CLASSES = ("__MACOSX", "@eaDir", "lost+found", "BACKGROUND_Google")  # the last: Caltech-101's
+IGNORED = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "BACKGROUND_Google")  # the last: Caltech-101's
 
 
 def has_splits(folder, splits=("train", "test", "val")):
@@ -44,9 +44,8 @@ def list_folder(folder, whole=False):
     Raises FileNotFoundError where there is no image, and, for a `whole` set, where a class has none.
     """
     classes, paths, labels, empty, other = [], [], [], [], []
-    entries = sorted(os.listdir(folder))
-    for name in entries:
-        if name.startswith(".") or name in NO_CLASSES or not (folder / name).is_dir():
+    for name in sorted(os.listdir(folder)):
+        if name.startswith(".") or name in IGNORED or not (folder / name).is_dir():
             continue
         files = list(walk(folder / name))
         images = [path for path in files if is_image(path)]
@@ -55,7 +54,7 @@ def list_folder(folder, whole=False):
         paths += images
         labels += [len(classes) - 1] * len(images)
     if not paths or (whole and empty):
-        flat = sum(map(is_image, entries))  # ImageNet's validation images as the archive has them
+        flat = sum(map(is_image, os.listdir(folder)))  # ImageNet's validation images as the archive has them
         found = (
             f" found {flat:,} in no folder (ImageNet: LOC_val_solution.csv has their classes)" if flat else ""
         )
@@ -76,7 +75,8 @@ def walk(folder):
             continue
         visited.add(place)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        yield from (os.path.join(parent, f) for f in sorted(files) if not f.startswith("."))
+        shown = sorted(f for f in files if not f.startswith(".") and f not in IGNORED)
+        yield from (os.path.join(parent, f) for f in shown)
 
 
 def read_text(path):
