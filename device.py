@@ -12,6 +12,11 @@ import sys
 
 import torch
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 
 def choose_device(name):
     """A device's name, or None -> torch.device with the index of this rank's own accelerator."""
@@ -77,22 +82,19 @@ def plan_chunks(model, rows, device, micro_batch=None, views=3, asked=None):
 
 
 def free_memory(device):
-    """Bytes."""
+    """Bytes: of the GPU; on the host half of what it has, where that can be asked (not on Windows)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
+    if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
-    except (AttributeError, ValueError, OSError):  # Windows has none of it: a guess
-        return 4 * 2**30
+    return 4 * 2**30
 
 
 def peak_memory():
-    """Bytes: of the device where torch counts them, else of the process."""
+    """Bytes: of the GPU, else of the process; 0 on Windows, which does not tell."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    try:
-        import resource
-    except ImportError:  # Windows
+    if resource is None:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

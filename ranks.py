@@ -56,12 +56,11 @@ def stop():
 
 
 def leave(code=0):
-    """End the process with an exit code; call it last. One of many ranks ends at once: what is left of the
-    process group may wait for ever on the usual way out.
+    """End the process with an exit code. One of many ranks ends at once: on the usual way out it may wait for
+    the others for ever.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code or 0)
     sys.exit(code)
 

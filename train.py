@@ -134,27 +134,23 @@ def set_up(args):
     values["micro_batch"], values["recompute"], chunks = plan
     settings = dataclasses.make_dataclass("Settings", values, frozen=True)(**values)
     watch = validation.Validation(settings, model, device, kept, held)
-    columns = [column for column in COLUMNS if column not in (CLIP_ONLY if model.text is None else SSL_ONLY)]
-    columns = COLUMNS if model.text and model.branch else columns
-    run = runs.open_run(settings, flags.FREE, [*columns, *watch.columns])
+    absent = (CLIP_ONLY if model.text is None else set()) | (SSL_ONLY if model.branch is None else set())
+    columns = [name for name in [*COLUMNS, *watch.columns] if name not in absent]
+    run = runs.open_run(settings, flags.FREE, columns)
     if run.state:
         slip.load_weights(model, run.state["weights"], settings.out)
     elif weights:
         taken, new = slip.initialise(model, args.init)
         ranks.say(f"{taken} parameters from {args.init}; new are {', '.join(new[:4]) or 'none'}")
+    same_names = ("image_size", "patch", "seed", "light_crop", "strong_crop", "clip_views")
     views = data.Views(
         captioned,
         other,
-        image_size=settings.image_size,
-        seed=settings.seed,
-        light_crop=settings.light_crop,
-        strong_crop=settings.strong_crop,
         language=model.text is not None,
-        pair=data.PAIRS[settings.partner] if settings.partner else None,
-        patch=settings.patch,
+        pair=data.PAIRS.get(settings.partner),
         clip_strong=augment.SIMCLR if settings.clip_aug == "simclr" else None,
-        clip_views=settings.clip_views,
         templates=sets.caption_templates(captioned.name),
+        **{name: values[name] for name in same_names},
     )
     if model.branch is not None:
         model.branch.prepare(lambda: sample_views(views))
@@ -245,11 +241,8 @@ def report(settings, run, watch):
     if numbers["best_step"]:
         rough = " (a rough choice: fewer than 100 images)" if len(watch.held) < 100 else ""
         ranks.say(f"best.pt: step {numbers['best_step']}, chosen on held-out training images{rough}")
-    ranks.say(
-        "{images_per_s:.0f} images/s over {hours:.2f} hours, {peak_memory_gib:.1f} GiB".format(
-            **numbers["cost"]
-        )
-    )
+    cost = "{images_per_s:.0f} images/s over {hours:.2f} hours, {peak_memory_gib:.1f} GiB at the peak"
+    ranks.say(cost.format(**numbers["cost"]))
     path = shlex.quote(os.path.join(settings.out, runs.CHECKPOINT))
     language = "clip_loss" in run.columns
     command = f"python {'zeroshot' if language else 'linear'}.py --checkpoint {path} --data "

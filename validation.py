@@ -11,7 +11,6 @@ import torch
 
 import data
 import evaluate
-import ranks
 import sets
 import zeroshot
 from losses import info_nce
@@ -39,18 +38,15 @@ class Validation:
         self.columns += self.tests
 
     def test_names(self):
-        """What --zeroshot names, or where nothing was typed what is there."""
-        settings = self.settings
+        """What --zeroshot names, or where nothing was typed the set itself, or imagenet, if it is there."""
+        settings, name = self.settings, "imagenet"
         if settings.zeroshot is not None:
             return [name for name in settings.zeroshot.split(",") if name not in ("", "none")]
-        if self.held.classes or settings.data.startswith("scenes"):
-            name = "scenes" if settings.data.startswith(("scenes-told", "scenes-unc")) else settings.data
-        else:
-            name = "imagenet"
-        if sets.found(name, settings.root):
-            return [name]
-        ranks.warn(f"no zero-shot column in the log: {sets.how_to_get(name, settings.root)}")
-        return []
+        if settings.data.startswith(("scenes-told", "scenes-uncurated")):
+            name = "scenes"
+        elif self.held.classes or settings.data == "scenes":
+            name = settings.data
+        return [name] if sets.found(name, settings.root) else []
 
     def __call__(self):
         model, device, workers = self.model, self.device, self.settings.workers
@@ -84,9 +80,8 @@ def held_loss(images, texts, owner, scale, batch=256):
     """InfoNCE of held-out pairs, an image with its first caption, in batches of at most 256."""
     first = torch.searchsorted(owner.cpu(), torch.arange(len(images))).to(texts.device)
     parts = torch.arange(len(images), device=images.device).split(batch)
-    parts = [part for part in parts if len(part) > 1]
     losses = [info_nce(images[part], texts[first[part]], scale)[0].item() for part in parts]
-    return sum(losses) / max(1, len(losses))
+    return sum(losses) / len(losses)
 
 
 def class_floor(batch, classes):
