@@ -17,17 +17,7 @@ from text import Tokenizer
 from vit import SIZES
 
 # Flags that may change on resume; they do not affect the result.
-FREE = {
-    "out",
-    "root",
-    "workers",
-    "device",
-    "micro_batch",
-    "save_every",
-    "recompute",
-    "compile",
-    "tensorboard",
-}
+FREE = set("out root workers device micro_batch save_every recompute compile".split())
 DATA = """scenes (built in); imagenet or another set of python zeroshot.py --list; coco, cc3m, cc12m, redcaps,
 yfcc15m; a table FILE.tsv, .csv or .jsonl of path and caption; shards 'DIR/{00000..00331}.tar'; or a folder
 under --root with train/<class name>/, or with x.jpg and x.txt (default: %(default)s)"""

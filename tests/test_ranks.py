@@ -113,6 +113,13 @@ def farthest(a, b):
 ALL = ",".join(slip.METHODS)
 
 
+def test_two_processes_match_one(gradients):
+    one, two = gradients(1, "slip,clip"), gradients(2, "slip,clip")
+    for method in one:  # float64; sums over BatchNorm and softmax in another order
+        assert farthest(one[method], two[method]) < 1e-8, method
+
+
+@pytest.mark.slow
 def test_two_processes_match_one_with_every_method(gradients):
     one, two = gradients(1, ALL), gradients(2, ALL)
     for method in slip.METHODS:  # float64; sums over BatchNorm and softmax in another order
@@ -125,7 +132,7 @@ def test_four_processes_match_one(gradients):
 
 
 def test_a_gather_without_gradient_would_be_caught(gradients):
-    one, broken = gradients(1, ALL)["clip"], gradients(2, "clip", "broken")["clip"]
+    one, broken = gradients(1, "slip,clip")["clip"], gradients(2, "clip", "broken")["clip"]
     assert abs(one["loss"] - broken["loss"]) < 1e-9  # the same loss ...
     assert farthest(one, broken) > 0.1  # ... and another gradient
 
