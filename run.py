@@ -14,7 +14,7 @@ The resume policy:
     and equal but for rounding with others.
  2. One checkpoint, written to a temporary name, flushed and renamed. The same line again resumes from it.
  3. The log's rows are kept in the checkpoint, and log.csv is written anew from them: it never runs ahead.
- 4. SIGTERM and SIGINT end the step that is running, save, and leave; a second one leaves at once.
+ 4. SIGTERM and SIGINT end the step that is running, save, and leave; one more, five seconds later, leaves at once.
 """
 
 import csv
@@ -79,7 +79,8 @@ class Run:
         new |= dict(seconds=0.0, points=[])
         saved = state["run"] if state else {}
         self.numbers = {name: saved.get(name, value) for name, value in new.items()}
-        self.live, self.caught, self.waiting, self.bad, self.speed = Live(), 0, False, 0, 0.0
+        self.live, self.caught, self.caught_at, self.waiting = Live(), 0, 0.0, False
+        self.bad, self.speed = 0, 0.0
         self.started, self.resumed_at, self.printed = time.monotonic(), self.step, False
         self.epoch_started, self.epoch_first = self.started, self.step
 
@@ -129,9 +130,10 @@ class Run:
                 signal.signal(number, handler)
 
     def note_signal(self, number, frame):
-        if self.caught:
+        now = time.monotonic()
+        if self.caught and now - self.caught_at > 5:  # torchrun repeats the first signal at once
             os._exit(128 + number)
-        self.caught = number
+        self.caught, self.caught_at = number, now
         if self.waiting:
             raise Interrupted
 
@@ -202,7 +204,7 @@ class Run:
         self.write("log.csv", lambda path: write_text(path, as_csv(self.columns, self.rows)))
 
     def write(self, name, writer):
-        """Rank 0 calls writer(path), which writes and renames; a full disk is Stop, and the old file stays."""
+        """Rank 0 calls writer(path), which writes and renames; a full disk is Stop, the old file stays."""
         path = os.path.join(self.out, name)
         try:
             if ranks.rank() == 0:
