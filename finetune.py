@@ -6,51 +6,97 @@
 
 Paper: end-to-end fine-tuning. The recipe is BEiT's: layer decay, drop path, mixup, cutmix, RandAugment,
 random erasing. The class token's feature [B, D] goes into the head. best.pt is chosen on a held-out part of
-the training set. An image is mixed with one of its own rank's. Left to others: the model and the augmentation
-(classifier.py), values and layers' rates (recipe.py), the run's folder (run.py).
+the training set. An image is mixed with one of its own rank's. Left to others: values and layers' rates
+(recipe.py), the run's folder (run.py).
+
+    images [B, 3, S, S] -> strong_view (each, on the host) -> mix (of a batch) -> Classifier -> logits [B, K]
 """
 
 import argparse
+import dataclasses
 import math
 import os
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torchvision.transforms import v2
 
 import augment
+import checkpoints
 import console
 import data
 import device as devices
-import flags
 import ranks
 import recipe
 import run as runs
 import sets
 import slip
-from classifier import from_pretrained, load, mix, strong_view
 from evaluate import METRICS, apply_to_set, metrics, record
-from vit import count_parameters
+from vit import SIZES, ViT
 
 COLUMNS = ["epoch", "step", "loss", "train_top1", "grad_norm", "images_per_s", "held_top1", *METRICS]
 HIDDEN = {"grad_norm", "top5", "top1_top5", "auc"}  # in log.csv, not in the table on the screen
 # Flags that may change on resume; they do not affect the result.
-FREE = {"out", "root", "workers", "device", "micro_batch", "save_every", "recompute", "evaluate"}
-LARGER = console.number(float, 1, 100, "1 or more: the centre crop must fit in")
-VALUES = {  # flags whose default is the recipe's
-    "epochs": (console.positive_int, "passes over the images"),
-    "warmup_epochs": (console.not_negative, "epochs of linear warm-up"),
-    "batch_size": (console.positive_int, "images in a step, over all ranks"),
-    "wd": (console.not_negative, "weight decay of matrices"),
-    "layer_decay": (console.positive_float, "a layer's learning rate over that of the layer above it"),
-    "drop_path": (console.share, "probability of skipping the last block's branches; 0 at the first block"),
-    "mixup": (console.not_negative, "alpha of mixup, 0: none"),
-    "cutmix": (console.not_negative, "alpha of cutmix, 0: none; a batch gets one of the two"),
-    "smoothing": (console.share, "label smoothing"),
-    "randaugment": (console.not_negative, "magnitude of RandAugment, of 10, 0: none"),
-    "erasing": (console.share, "probability of erasing a box"),
-    "crop": (console.share, "smallest share of the image in a crop"),
-    "test_resize": (LARGER, "short side of a test image over the side of its centre crop"),
-}
+FREE = {"out", "root", "workers", "device", "micro_batch", "recompute", "evaluate"}
+
+
+class Classifier(nn.Module):
+    """The image tower of a Config and a linear head: normalised images [B, 3, S, S] -> logits [B, K]."""
+
+    def __init__(self, config, classes, drop_path=0.0):
+        super().__init__()
+        self.config, self.tokenizer, self.classes = config, None, classes
+        size = SIZES[config.model] | {"patch": config.patch}
+        self.visual = ViT(image_size=config.image_size, drop_path=drop_path, **size)
+        self.head = nn.Linear(self.visual.width, len(classes))
+        nn.init.trunc_normal_(self.head.weight, std=2e-5)  # BEiT's 0.02, times its 0.001: starts at chance
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images, micro_batch=None, recompute=False):
+        """In chunks. Drop path is drawn for each chunk: with it, and only then, their size matters."""
+
+        def tower(chunk):
+            return {"image": self.visual(chunk["images"])}  # [b, D]
+
+        features = slip.in_chunks(tower, {"images": images}, micro_batch, recompute, random=True)
+        return self.head(features["image"])
+
+
+def load(path, image_size=None):
+    """The Classifier in a fine-tuning run, in evaluation mode; positions are interpolated for another
+    `image_size`, in pixels. Raises ValueError or FileNotFoundError.
+    """
+    state = slip.read_checkpoint(path)
+    if not {"head.weight", "visual.positions"} <= state.get("weights", {}).keys():
+        raise ValueError(f"{path} is not fine-tuned: leave out --evaluate to fine-tune it")
+    config = slip.parse_config(state, path)
+    config = dataclasses.replace(config, image_size=image_size or config.image_size)
+    model = Classifier(config, state["run"]["args"]["classes"])
+    slip.load_weights(model, checkpoints.resize_positions(state["weights"], model.visual), path)
+    return model.eval()
+
+
+def strong_view(magnitude, erasing):
+    """-> what is done to a crop, uint8 [3, S, S]: RandAugment, two operations, each one time in two; erasing,
+    after which the result is normalised float: a box holds noise about the mean, which bytes cannot.
+    """
+    steps = []
+    if magnitude:
+        operation = v2.RandAugment(1, min(10, round(magnitude)), num_magnitude_bins=11)
+        steps += 2 * [v2.RandomApply([operation], 0.5)]
+    if erasing:
+        steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(augment.MEAN, augment.STD)]
+        steps += [v2.RandomErasing(erasing, value="random")]
+    return v2.Compose(steps) if steps else None
+
+
+def mix(images, labels, classes, mixup, cutmix):
+    """Images [B, 3, S, S], labels [B] -> mixed images, targets [B, K] that sum to 1."""
+    kinds = [kind(alpha=a, num_classes=classes) for kind, a in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if a]
+    if not kinds:
+        return images, F.one_hot(labels, classes).float()
+    return kinds[int(torch.randint(len(kinds), ()))](images, labels)
 
 
 def objective(model, batch, settings, device):
@@ -92,8 +138,8 @@ def train(model, run, settings, device, views, held, test):
 
     def end_epoch():
         run.save(model, optimizer)  # before an evaluation, which may be long
-        options, score = (device, settings.test_resize, settings.workers), None
-        measured = evaluate(model, test, *options)
+        options = (device, settings.test_resize, settings.workers)
+        measured, score = evaluate(model, test, *options), None
         if len(held):  # of fewer than 20 images nothing is held out, and no best.pt is chosen
             score = measured["held_top1"] = evaluate(model, held, *options)["top1"]
         run.end_epoch(measured, score, model, HIDDEN)
@@ -118,8 +164,6 @@ def train(model, run, settings, device, views, held, test):
         run.record(stats, lr)
         if run.epoch_ended:
             end_epoch()
-        elif run.must_save:
-            run.save(model, optimizer)
     run.finish(model, optimizer)
 
 
@@ -153,11 +197,12 @@ def set_up(args):
     source, held = (data.subset(whole, part) for part in data.holdout(len(whole), args.seed))
     values = resolve(args, path, pretrained.config, len(source)) | {"classes": whole.classes}
     torch.manual_seed(args.seed)
-    model = from_pretrained(pretrained, whole.classes, values["drop_path"])
+    model = Classifier(pretrained.config, whole.classes, values["drop_path"])
+    model.visual.load_state_dict(pretrained.visual.state_dict())
     rows = values["batch_size"] // ranks.world()
     plan = devices.plan_chunks(model, rows, device, args.micro_batch, 1, args.precision)
     values["micro_batch"], values["recompute"], chunks = plan
-    settings = flags.freeze(values)
+    settings = dataclasses.make_dataclass("Settings", values, frozen=True)(**values)
     run = runs.open_run(settings, FREE, COLUMNS)
     if run.state:
         slip.load_weights(model, run.state["weights"], settings.out)
@@ -165,39 +210,27 @@ def set_up(args):
     views = data.LabelledViews(source, settings.image_size, settings.seed, settings.crop, transform)
 
     def work():
-        announce(settings, model, device, run, chunks)
+        chance = 100 / len(whole.classes)
+        ranks.say(f"{settings.data}: {len(whole.classes)} classes (chance {chance:.1f}%), {chunks}")
+        ranks.say("{steps} steps of {batch_size}, {warmup_steps:.0f} of warm-up; lr {lr:g}".format(**values))
+        if run.state:
+            ranks.say(f"resumed at step {run.step} of {run.out}")
         train(model.to(device), run, settings, device, views, held, test)
         report(settings, run)
 
     return work
 
 
-def announce(settings, model, device, run, chunks):
-    chance = 100 / len(settings.classes)
-    ranks.say(
-        f"fine-tuning {settings.checkpoint}: {model.config.model}, {count_parameters(model):,} parameters, "
-        f"on {settings.data}: {len(settings.classes)} classes (chance {chance:.1f}%)"
-    )
-    ranks.say(
-        f"{settings.steps} steps of {settings.batch_size}, {chunks}, {settings.epoch_steps} an epoch, "
-        f"{settings.warmup_steps:.0f} of warm-up; lr {settings.lr:g}, wd {settings.wd:g}, layer decay "
-        f"{settings.layer_decay:g}; {device}, {devices.precision(device, settings.precision)}"
-    )
-    if run.state:
-        ranks.say(f"resumed at step {run.step} of {run.out}")
-
-
 def report(settings, run):
     """Last and best on the test split, printed and in results.json beside the source checkpoint."""
-    rows, how = run.numbers["rows"], dict(steps=settings.steps, lr=settings.lr)
-    found = {name: rows[-1][name] for name in METRICS if rows[-1][name] != ""}
-    ranks.say(f"{settings.data}: fine-tuned top-1 {found['top1']:.2f}%, last step")
-    if rows[-1]["held_top1"] != "":
-        best = max(rows, key=lambda row: row["held_top1"])  # the first of equals, as best.pt
+    last, how = run.rows[-1], dict(steps=settings.steps, lr=settings.lr)
+    ranks.say(f"{settings.data}: fine-tuned top-1 {last['top1']:.2f}%, last step")
+    if last["held_top1"] != "":
+        best = max(run.rows, key=lambda row: row["held_top1"])  # the first of equals, as best.pt
         ranks.say(f"{settings.data}: fine-tuned top-1 {best['top1']:.2f}%, best.pt, step {best['step']}")
         how |= {"best_top1": best["top1"], "best_step": best["step"]}
+    found = {name: last[name] for name in METRICS if last[name] != ""}
     record(settings.checkpoint, "finetune", settings.data, found | how)
-    ranks.say(f"saved {os.path.join(settings.out, runs.CHECKPOINT)}")
 
 
 def test_only(args):
@@ -219,28 +252,34 @@ def test_only(args):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        description="Fine-tune the image tower of a checkpoint on a labelled set. A flag left out takes the "
-        "recipe's value (recipe.py): the paper's for imagenet, small ones elsewhere. The same line again "
-        "resumes a stopped run.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=__doc__.split("\n\n")[1],
-    )
+    words = __doc__.split("\n\n")
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=words[0], epilog=words[1], formatter_class=kind)
     count, natural, number = console.positive_int, console.natural, console.positive_float
-    add = parser.add_argument
+    not_negative, share, add = console.not_negative, console.share, parser.add_argument
     add("--checkpoint", required=True, help="a run folder, its checkpoint.pt or a published weight file")
     add("--data", help="the labelled set (default: scenes; with --evaluate that of the run)")
     add("--root", help="folder that holds the sets (default: data; with --evaluate that of the run)")
     add("--image-size", type=count, help="side of the images, pixels (default: the checkpoint's)")
     add("--evaluate", action="store_true", help="only test a fine-tuned checkpoint")
-    for name, (kind, words) in VALUES.items():
-        add(f"--{name.replace('_', '-')}", type=kind, help=words)
+    add("--epochs", type=count, help="passes over the images; this and what follows: default the recipe's")
+    add("--warmup-epochs", type=not_negative, help="epochs of linear warm-up")
+    add("--batch-size", type=count, help="images in a step, over all ranks")
+    add("--wd", type=not_negative, help="weight decay of matrices")
+    add("--layer-decay", type=number, help="a layer's learning rate over that of the layer above it")
+    add("--drop-path", type=share, help="probability of skipping the last block's branches")
+    add("--mixup", type=not_negative, help="alpha of mixup, 0: none")
+    add("--cutmix", type=not_negative, help="alpha of cutmix, 0: none; a batch gets one of the two")
+    add("--smoothing", type=share, help="label smoothing")
+    add("--randaugment", type=not_negative, help="magnitude of RandAugment, of 10, 0: none")
+    add("--erasing", type=share, help="probability of erasing a box")
+    add("--crop", type=share, help="smallest share of the image in a crop")
+    add("--test-resize", type=number, help="short side of a test image over the side of its centre crop")
     add("--lr", type=number, help="peak rate of the head (default: the recipe's, in proportion to the batch)")
     add("--max-steps", type=count, help="end, and the cosine with it, after so many steps")
     add("--clip-grad", type=number, help="largest norm of the gradient (default: no limit)")
     add("--seed", type=natural, default=0, help="of everything random (default: %(default)s)")
     add("--out", help="run folder (default: finetune-DATA beside the checkpoint)")
-    add("--save-every", type=count, metavar="STEPS", help="checkpoints within an epoch as well")
     add("--micro-batch", type=count, help="rows that go through the tower at once; less memory")
     add("--workers", type=natural, help="processes that decode (default: 0 for small sets)")
     add("--device", help="cpu, cuda, cuda:N, xpu or mps (default: the best there is)")

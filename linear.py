@@ -5,22 +5,20 @@
 
 Paper: linear classification. The image tower is frozen and in evaluation mode; the layer takes its features
 [B, D], before any projection. The fast recipe takes the features of one view of each image to the minimum of
-logistic regression (probe.py); the paper's is SGD on random crops.
+logistic regression, which is the same for any number of threads; the paper's is SGD on random crops.
 """
 
 import argparse
+import dataclasses
 import math
 import os
-from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import augment
 import console
 import data
-import flags
 import ranks
 import recipe
 import run as runs
@@ -28,47 +26,80 @@ import sets
 import slip
 from device import autocast
 from evaluate import METRICS, apply_to_set, metrics, record
-from probe import probe
 
-COLUMNS = ["epoch", "step", "loss", "train_top1", "grad_norm", "images_per_s", *METRICS]
-HIDDEN = {"grad_norm", "top5", "top1_top5", "auc"}  # in log.csv, not in the table on the screen
+COLUMNS = ["epoch", "step", "loss", "grad_norm", "images_per_s", *METRICS]
+DECAYS = [10.0**power for power in range(0, -7, -1)]  # weight decays of the fast recipe
+GRADIENT = 1e-6  # its largest entry when L-BFGS has converged
 
 
-def extract(model, source, device, **options):
-    """(features [n, D] of the frozen tower, labels [n]); options as of evaluate.apply_to_set."""
-    return apply_to_set(source, model.config.image_size, device, model.visual, **options)[:2]
+def logistic_regression(features, labels, classes, decay):
+    """The minimum of mean cross entropy + decay/2 |W|^2, features [n, D] float64 -> (W [K, D], b [K]). L-BFGS
+    works on V = W C, C C^T = mean of x x^T + decay I: correlated features then take a tenth of the steps.
+    """
+    moment = features.T @ features / len(features)  # [D, D]
+    inverse = torch.linalg.inv(torch.linalg.cholesky(moment + decay * torch.eye(len(moment))))
+    scaled, bias = features.new_zeros(classes, len(moment)), features.new_zeros(classes)
+    variables = scaled.requires_grad_(), bias.requires_grad_()
+    options = dict(max_iter=5000, tolerance_grad=GRADIENT, tolerance_change=0)
+    optimizer = torch.optim.LBFGS(variables, line_search_fn="strong_wolfe", **options)
+
+    def loss():
+        optimizer.zero_grad()
+        weight = scaled @ inverse
+        value = F.cross_entropy(features @ weight.T + bias, labels) + decay / 2 * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return (scaled @ inverse).detach(), bias.detach()
+
+
+def probe(train, train_labels, test, test_labels, classes):
+    """Features [n, D] and labels [n] of both splits -> (metrics of the test split, weight decay): on a
+    held-out fifth of the training images the largest wins that is within half a standard error of the best.
+    """
+    mean, std = train.double().mean(0), train.double().std(0) + 1e-6
+    train, test = (train - mean) / std, (test - mean) / std
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    train, labels, held = train[order], train_labels[order], max(1, len(train) // 5)
+    shares = {}  # of the held-out images that are right
+    for decay in DECAYS:
+        weight, bias = logistic_regression(train[held:], labels[held:], classes, decay)
+        shares[decay] = metrics(train[:held] @ weight.T + bias, labels[:held])["top1"] / 100
+    best = max(shares.values())
+    enough = best - math.sqrt(best * (1 - best) / held) / 2
+    decay = max(decay for decay, share in shares.items() if share >= enough)
+    weight, bias = logistic_regression(train, labels, classes, decay)
+    return metrics(test @ weight.T + bias, test_labels), decay
 
 
 def evaluate(model, train, test, device, workers=0):
-    """The fast recipe on both splits of a labelled set -> (metrics of the test split, weight decay).
-
-    Training images that cannot be decoded are left out with a warning; of the test split they raise Stop.
+    """The fast recipe on both splits of a labelled set -> (metrics of the test split, weight decay). Training
+    images that cannot be decoded are left out with a warning; of the test split they raise Stop.
     """
     model.eval()
-    features = extract(model, train, device, workers=workers, skip_bad=True)
-    return probe(*features, *extract(model, test, device, workers=workers), len(train.classes))
-
-
-# The paper's recipe
+    given = (model.config.image_size, device, model.visual)
+    parts = apply_to_set(train, *given, workers=workers, skip_bad=True)[:2]
+    parts += apply_to_set(test, *given, workers=workers)[:2]
+    # On the CPU: on a GPU the many small steps in float64 are slower, and mps has no float64.
+    return probe(*(part.cpu() for part in parts), len(train.classes))
 
 
 def set_up(args, path, model, train):
     """-> (head: features [B, D] -> logits [B, K], settings, run). Raises ValueError or OSError."""
-    values, world = vars(args) | {"epochs": args.epochs or recipe.LINEAR["epochs"]}, ranks.world()
-    batch = args.batch_size or min(recipe.LINEAR["batch_size"], len(train) // world * world)
-    if not 0 < batch <= len(train) or batch % world:
-        raise ValueError(
-            f"found --batch-size {batch}, expected 1 to {len(train)}, a multiple of {world} ranks"
-        )
+    count, world = len(train), ranks.world()
+    batch = args.batch_size or min(recipe.LINEAR["batch_size"], count // world * world)
+    if not 0 < batch <= count or batch % world:
+        raise ValueError(f"found --batch-size {batch}, expected 1 to {count}, a multiple of {world} ranks")
+    values = vars(args) | dict(checkpoint=path, image_size=model.config.image_size, batch_size=batch)
+    values |= dict(epoch_steps=count // batch, steps=args.epochs * (count // batch))
     values["lr"] = args.lr or recipe.LINEAR["lr"] * batch / recipe.LINEAR["lr_batch"]
-    steps = values["epochs"] * (len(train) // batch)
-    values |= dict(batch_size=batch, epoch_steps=len(train) // batch, steps=steps)
     values["out"] = args.out or os.path.join(os.path.dirname(path), f"linear-{args.data}")
-    settings = flags.freeze(values | dict(checkpoint=path, image_size=model.config.image_size))
+    settings = dataclasses.make_dataclass("Settings", values, frozen=True)(**values)
     torch.manual_seed(args.seed)
-    head = nn.Sequential(OrderedDict(head=nn.Linear(model.visual.width, len(train.classes))))
-    nn.init.normal_(head.head.weight, std=0.01)
-    nn.init.zeros_(head.head.bias)
+    head = torch.nn.Linear(model.visual.width, len(train.classes))
+    torch.nn.init.normal_(head.weight, std=0.01)
+    torch.nn.init.zeros_(head.bias)
     head.config, head.tokenizer = model.config, None  # for slip.save
     run = runs.open_run(settings, {"out", "root", "workers", "device"}, COLUMNS)
     if run.state:
@@ -78,67 +109,55 @@ def set_up(args, path, model, train):
 
 def sgd(model, head, settings, run, train, test, device, workers):
     """The loop: random crops, the frozen tower, cross entropy -> metrics of the test split."""
-    size, wrapped = model.config.image_size, ranks.wrap(head.to(device))
-    optimizer = torch.optim.SGD(head.parameters(), settings.lr, momentum=recipe.LINEAR["momentum"])
+    size, paper, wrapped = model.config.image_size, recipe.LINEAR, ranks.wrap(head.to(device))
+    optimizer = torch.optim.SGD(head.parameters(), settings.lr, momentum=paper["momentum"])
     if run.state:
         optimizer.load_state_dict(run.state["run"]["optimizer"])
-    resize = round(size * recipe.LINEAR["test_resize"])
-    test_features, test_labels = extract(model, test, device, workers=workers, resize=resize)
-    views = data.LabelledViews(train, size, settings.seed, recipe.LINEAR["crop"])
+    resize = round(size * paper["test_resize"])
+    features, targets, _ = apply_to_set(test, size, device, model.visual, resize=resize, workers=workers)
+    views = data.LabelledViews(train, size, settings.seed, paper["crop"])
 
     def loader_for(steps):
         sampler = data.Batches(len(train), None, settings.batch_size, settings.seed, steps, ranks.share)
         return data.loader(views, sampler, workers, pin=device.type == "cuda")
 
-    def end_epoch():
-        run.end_epoch(metrics(head(test_features).detach(), test_labels), None, head, HIDDEN)
-        run.save(head, optimizer)
-
-    def features(chunk):
-        return {"image": model.visual(augment.normalise(chunk["images"]))}
-
-    if run.epoch_ended:
-        end_epoch()
     for step, batch in run.batches(loader_for):
         done = step // settings.epoch_steps / settings.epochs  # the same for a whole epoch
         optimizer.param_groups[0]["lr"] = lr = settings.lr * (1 + math.cos(math.pi * done)) / 2
         images, labels = (batch[name].to(device, non_blocking=True) for name in ("images", "labels"))
         with torch.no_grad(), autocast(device):
-            frozen = slip.in_chunks(features, {"images": images}, 256)["image"].float()  # [b, D]
-        logits, targets = ranks.gather(wrapped(frozen)), ranks.gather(labels)  # [B, K], [B]
-        loss = F.cross_entropy(logits, targets)
+            frozen = model.visual(augment.normalise(images)).float()  # [b, D]
+        logits, labels = ranks.gather(wrapped(frozen)), ranks.gather(labels)  # [B, K], [B]
+        loss = F.cross_entropy(logits, labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(head.parameters(), math.inf)
-        hits = (logits.argmax(1) == targets).float().mean()
-        stats = dict(loss=loss.item(), train_top1=100 * hits.item(), grad_norm=grad_norm.item())
+        stats = dict(loss=loss.item(), grad_norm=grad_norm.item())
         run.check_finite(stats, lr)
         optimizer.step()
         run.record(stats, lr)
         if run.epoch_ended:
-            end_epoch()
+            run.end_epoch(metrics(head(features).detach(), targets), None, head)
+            run.save(head, optimizer)
     run.finish(head, optimizer)
-    return {name: value for name, value in run.numbers["rows"][-1].items() if name in METRICS and value != ""}
+    return {name: run.rows[-1][name] for name in METRICS if run.rows[-1][name] != ""}
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        description="Linear classification on frozen features. The fast recipe takes seconds instead of "
-        "hours; the paper's is --recipe sgd. The same line again resumes a stopped run of it."
-    )
-    add = parser.add_argument
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    count, natural, add = console.positive_int, console.natural, parser.add_argument
     add("--checkpoint", required=True, help="a run folder, its checkpoint.pt or a published weight file")
     add("--data", default="scenes", help="the labelled set (default: %(default)s)")
     add("--root", default="data", help="folder that holds the sets (default: %(default)s)")
     add("--recipe", choices=["fast", "sgd"], default="fast", help="default: %(default)s")
-    add("--image-size", type=console.positive_int, help="side of the views, pixels (default: the model's)")
-    add("--workers", type=console.natural, help="processes that decode (default: 0 for small sets)")
+    add("--image-size", type=count, help="side of the views, pixels (default: the model's)")
+    add("--workers", type=natural, help="processes that decode (default: 0 for small sets)")
     add("--device", help="cpu, cuda, cuda:N, xpu or mps (default: the best there is)")
     add = parser.add_argument_group("with --recipe sgd").add_argument
-    add("--epochs", type=console.positive_int, help="passes over the images (default: 90)")
-    add("--batch-size", type=console.positive_int, help="images in a step, over all ranks (default: 1024)")
+    add("--epochs", type=count, default=recipe.LINEAR["epochs"], help="passes over the images (default: 90)")
+    add("--batch-size", type=count, help="images in a step, over all ranks (default: 1024)")
     add("--lr", type=console.positive_float, help="first rate (default: 0.1 x batch / 256, MoCo v3's rule)")
-    add("--seed", type=console.natural, default=0, help="of everything random (default: %(default)s)")
+    add("--seed", type=natural, default=0, help="of everything random (default: %(default)s)")
     add("--out", help="run folder (default: linear-DATA beside the checkpoint)")
     return parser
 
@@ -157,9 +176,8 @@ def main(argv=None):
         except (ValueError, OSError) as error:
             console.fail(parser, error)
         if prepared:
-            settings = prepared[1]
             result = sgd(model, *prepared, train, test, device, workers)
-            how = f"SGD, {settings.epochs} epochs, batch {settings.batch_size}, lr {settings.lr:g}"
+            how = "SGD, {epochs} epochs, batch {batch_size}, lr {lr:g}".format(**vars(prepared[1]))
         else:
             result, decay = evaluate(model, train, test, device, workers)
             how = f"L-BFGS, weight decay {decay:g}"
