@@ -77,14 +77,25 @@ def load(path, image_size=None):
     return model.eval()
 
 
+class RandAugment(v2.RandAugment):
+    """BEiT's: two operations, each done one time in two, at a magnitude, of 10, with a deviation of 0.5."""
+
+    def __init__(self, magnitude):
+        super().__init__(num_magnitude_bins=101)  # tenths, so that the deviation shows
+        self.mean = magnitude
+
+    def forward(self, image):
+        self.num_ops = int((torch.rand(2) < 0.5).sum())
+        drawn = self.mean + 0.5 * torch.randn(()).item()
+        self.magnitude = round(10 * min(10.0, max(0.0, drawn)))
+        return super().forward(image)
+
+
 def strong_view(magnitude, erasing):
-    """-> what is done to a crop, uint8 [3, S, S]: RandAugment, two operations, each one time in two; erasing,
-    after which the result is normalised float: a box holds noise about the mean, which bytes cannot.
+    """-> what is done to a crop, uint8 [3, S, S]. After erasing the result is normalised float: an erased box
+    holds noise about the mean, which bytes cannot.
     """
-    steps = []
-    if magnitude:
-        operation = v2.RandAugment(1, min(10, round(magnitude)), num_magnitude_bins=11)
-        steps += 2 * [v2.RandomApply([operation], 0.5)]
+    steps = [RandAugment(magnitude)] if magnitude else []
     if erasing:
         steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(augment.MEAN, augment.STD)]
         steps += [v2.RandomErasing(erasing, value="random")]

@@ -14,7 +14,7 @@ The resume policy:
     and equal but for rounding with others.
  2. One checkpoint, written to a temporary name, flushed and renamed. The same line again resumes from it.
  3. The log's rows are kept in the checkpoint, and log.csv is written anew from them: it never runs ahead.
- 4. SIGTERM and SIGINT end the step that is running, save, and leave; one more, five seconds later, leaves at once.
+ 4. SIGTERM and SIGINT end the step that is running, save, and leave; another one later leaves at once.
 """
 
 import csv
@@ -25,6 +25,7 @@ import os
 import signal
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 
@@ -80,7 +81,7 @@ class Run:
         saved = state["run"] if state else {}
         self.numbers = {name: saved.get(name, value) for name, value in new.items()}
         self.live, self.caught, self.caught_at, self.waiting = Live(), 0, 0.0, False
-        self.bad, self.speed = 0, 0.0
+        self.skipped, self.speed, self.lr = [], 0.0, 0.0
         self.started, self.resumed_at, self.printed = time.monotonic(), self.step, False
         self.epoch_started, self.epoch_first = self.started, self.step
 
@@ -120,7 +121,7 @@ class Run:
                 self.waiting = ranks.world() == 1  # several ranks agree at the end of a step
                 batch = next(batches)
                 self.waiting = False
-                self.note_skipped(batch.pop("skipped", []))
+                self.skipped = batch.pop("skipped", [])
                 torch.manual_seed(self.args["seed"] * 1_000_003 + step)
                 yield step, batch
         except Interrupted:
@@ -137,12 +138,6 @@ class Run:
         if self.waiting:
             raise Interrupted
 
-    def note_skipped(self, names):
-        self.bad = len(names)
-        if names:
-            with open(os.path.join(self.out, SKIPPED), "a", encoding="utf-8", errors="replace") as file:
-                file.write("".join(f"{name}\n" for name in names))
-
     def check_finite(self, stats, lr):
         """Raises Stop, before the optimizer's step, if the loss or the gradient is no number."""
         if not (math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"])):
@@ -155,13 +150,16 @@ class Run:
 
     def record(self, stats, lr, bad_share=0.05):
         """After the optimizer's step: stats {name: number} for the epoch's means, bad images, live line."""
-        numbers = self.numbers
+        numbers, self.lr = self.numbers, lr
         numbers["step"], numbers["count"] = self.step + 1, numbers["count"] + 1
         for name, value in stats.items():
             numbers["sums"][name] = numbers["sums"].get(name, 0.0) + value
         if self.step % max(1, self.steps // 200) == 0:
             numbers["points"].append((self.step, stats["loss"]))
-        bad, caught = ranks.total(torch.tensor([self.bad, self.caught])).tolist()  # one for both
+        if self.skipped:
+            with open(os.path.join(self.out, SKIPPED), "a", encoding="utf-8", errors="replace") as file:
+                file.writelines(f"{name}\n" for name in self.skipped)
+        bad, caught = ranks.total(torch.tensor([len(self.skipped), self.caught])).tolist()  # one for both
         self.caught = self.caught or min(caught, signal.SIGTERM)
         numbers["seen"], numbers["bad"] = numbers["seen"] + self.batch_size, numbers["bad"] + bad
         often = numbers["bad"] > bad_share * numbers["seen"] and numbers["seen"] >= 20 * self.batch_size
@@ -179,7 +177,8 @@ class Run:
         """A row of the log: the epoch's means and what was measured. best.pt, if `score` is the best yet."""
         numbers = self.numbers
         means = {name: value / numbers["count"] for name, value in numbers["sums"].items()}
-        means |= {"epoch": -(-self.step // self.epoch_steps), "step": self.step, "images_per_s": self.speed}
+        means |= {"epoch": -(-self.step // self.epoch_steps), "step": self.step}
+        means |= {"images_per_s": self.speed, "lr": self.lr}
         row = {name: (means | measured).get(name, "") for name in self.columns}
         numbers |= {"rows": [*self.rows, row], "sums": {}, "count": 0}
         self.live.clear()
@@ -210,10 +209,10 @@ class Run:
             if ranks.rank() == 0:
                 writer(path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            if os.path.exists(f"{path}.tmp"):
-                os.remove(f"{path}.tmp")
-            reason = str(error).splitlines()[0][:100]
-            raise Stop(f"cannot write {path} ({reason}): the file before is whole; free some space") from None
+            Path(f"{path}.tmp").unlink(missing_ok=True)
+            raise Stop(
+                f"cannot write {path}, the file before is whole: {str(error).splitlines()[0]}"
+            ) from None
 
     def finish(self, model, optimizer):
         """After the loop. Raises Stop, with all saved, if a signal ended it early."""

@@ -21,7 +21,7 @@ import console
 import run as runs
 import slip
 
-COLUMNS = ["epoch", "step", "loss", "drawn", "score"]
+COLUMNS = ["epoch", "step", "loss", "drawn", "lr", "score"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ def test_a_run_ends_with_its_rows_in_log_and_checkpoint(tmp_path):
     assert [(r["epoch"], r["step"], r["score"]) for r in run.rows] == [(1, 4, 1.0), (2, 8, 3.0), (3, 10, 2.0)]
     with open(tmp_path / "log.csv") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["4", "8", "10"]
+    assert {row["lr"] for row in run.rows} == {0.1}
     saved = slip.read_checkpoint(tmp_path / "checkpoint.pt")["run"]
     assert (saved["step"], saved["rows"], saved["best_step"]) == (10, run.rows, 8)
     assert slip.read_checkpoint(tmp_path / "best.pt")["run"]["step"] == 8
