@@ -188,7 +188,7 @@ def open_task(name, args):
         raise ValueError(f"{args.labels} names {len(names)} classes, {name} has {len(source.classes)}")
     if not templates or not all("{}" in template for template in templates):
         raise ValueError(f"--templates for {name}: found {templates}, expected a {{}} in each")
-    return Source(name, source.items, names), templates
+    return Source(name, source.items, names, source.indices), templates
 
 
 def seen_share(run_args, classes):
