@@ -144,11 +144,17 @@ def test_a_view_is_a_function_of_seed_epoch_and_index(erasing):
     assert {sample["images"].dtype for sample in first} == {torch.float32 if erasing else torch.uint8}
 
 
-def test_randaugment_does_none_one_or_two_operations():
-    steps = finetune.strong_view(9.0, 0).transforms
-    for step in steps:
-        assert step.p == 0.5 and step.transforms[0].num_ops == 1 and step.transforms[0].magnitude == 9
-    assert len(steps) == 2 and finetune.strong_view(0, 0) is None
+def test_randaugment_draws_its_magnitude_and_does_an_operation_one_time_in_two():
+    transform, drawn = finetune.RandAugment(9.0), []
+    torch.manual_seed(0)
+    for _ in range(400):
+        transform(torch.zeros(3, 4, 4, dtype=torch.uint8))
+        drawn.append((transform.magnitude, transform.num_ops))
+    magnitudes, counts = torch.tensor(drawn, dtype=torch.float64).unbind(1)
+    assert magnitudes.max() <= 100 and magnitudes.median() == pytest.approx(90, abs=1)  # hundredths
+    assert magnitudes.std() == pytest.approx(5, abs=0.7)  # its top 2.3% are cut
+    shares = [(counts == n).double().mean().item() for n in (0, 1, 2)]
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.1)
 
 
 # The command
