@@ -1,7 +1,6 @@
 """Captioned sets: images with sentences, from a table, a folder, tar shards or COCO.
 
-Paper: the pre-training data (YFCC15M, CC3M, CC12M) in "implementation details". Where an image has several
-captions one is drawn at each visit (data.Views); YFCC15M's are the title and the description.
+Paper: the pre-training data (YFCC15M: title and description, CC3M, CC12M) in "implementation details".
 
     pairs.tsv, .csv, .jsonl; a folder of x.jpg, x.txt; {00000..00331}.tar; COCO -> rows (path, captions)
     rows -> Pairs;  Pairs[i] -> (PIL RGB image, [captions]); the image is opened when it is asked for
@@ -39,15 +38,14 @@ PACKED = re.compile(r"(.*\.tar):.*:(\d+):(\d+)")  # SHARD.tar:NAME:START:SIZE, a
 
 def open_captioned(name, root, split):
     """The Source of a captioned set, or None if `name` is none: a folder (under `root` or by its path) that
-    holds <name>.tsv (.csv, .jsonl), *.tar, or x.jpg with x.txt; or the path of a table or of shards.
-
-    Split "test": <name>-test.tsv or COCO's val2017. ValueError or OSError with one sentence.
+    holds <name>.tsv (.csv, .jsonl), *.tar, or x.jpg with x.txt; or the path of a table or of shards. Split
+    "test": <name>-test.tsv or COCO's val2017. Raises ValueError or OSError.
     """
     folder = next((place for place in (Path(root, name), Path(name)) if place.is_dir()), Path(root, name))
     if name == "coco":
-        images = folder / ("train2017" if split == "train" else "val2017")
-        place = folder / "annotations" / f"captions_{images.name}.json"
-        return Source(name, Pairs(place, images, coco_rows(place)))
+        part = "train2017" if split == "train" else "val2017"
+        place = folder / f"annotations/captions_{part}.json"
+        return Source(name, Pairs(place, folder / part, coco_rows(place)))
     stems = [f"{folder.name}-test", folder.name] if split == "test" else [folder.name]
     tables = [folder / f"{stem}{suffix}" for stem in stems for suffix in TABLES]
     table = next(filter(Path.is_file, tables), Path(name))
@@ -64,17 +62,17 @@ def open_captioned(name, root, split):
     else:
         return None
     if split == "test" and table.stem != f"{folder.name}-test":
-        line = f"python zeroshot.py --checkpoint FILE --retrieval --data {shlex.quote(name)}"
-        raise FileNotFoundError(f"{name} has one split; for the part that training holds out type {line}")
+        line = f"zeroshot.py --checkpoint FILE --retrieval --data {shlex.quote(name)}"
+        raise FileNotFoundError(
+            f"{name} has one split; for the part that training holds out type python {line}"
+        )
     return Source(name, Pairs(place, images, rows(place)))
 
 
 class Pairs:
     """Images with their captions from `rows` of (path, captions), paths relative to `folder`; equal paths are
-    one image. They end as a few arrays, which forked workers share; a spawned worker gets a copy.
-
-    Row r is the bytes ends[r] to ends[r + 1], path and captions with zero bytes between. Image i, in the
-    order of first appearance, has the rows order[starts[i] : starts[i + 1]]. Errors name a row, a head is 1.
+    one image. Row r is the bytes ends[r] to ends[r + 1], path and captions with zero bytes between. Image i,
+    in the order of first appearance, has the rows order[starts[i] : starts[i + 1]].
     """
 
     def __init__(self, name, folder, rows):
@@ -118,13 +116,12 @@ class Pairs:
         return os.path.join(self.folder, self.row(self.order[self.starts[index]])[0]).replace("\\", "/")
 
     def __getitem__(self, index):
-        path = self.where(index)
-        packed = PACKED.fullmatch(path)
-        if not packed:
-            return read_image(path), self.label(index)
-        with open(packed[1], "rb") as shard:
-            shard.seek(int(packed[2]))
-            return read_image(io.BytesIO(shard.read(int(packed[3])))), self.label(index)
+        file = self.where(index)
+        if packed := PACKED.fullmatch(file):
+            with open(packed[1], "rb") as shard:
+                shard.seek(int(packed[2]))
+                file = io.BytesIO(shard.read(int(packed[3])))
+        return read_image(file), self.label(index)
 
 
 def open_text(file):
@@ -197,8 +194,7 @@ def folder_rows(folder):
     files, used = list(walk(folder)), set()
     texts = {os.path.splitext(path)[0]: path for path in files if path.lower().endswith(".txt")}
     for path in filter(is_image, files):
-        text = texts.get(os.path.splitext(path)[0])
-        if text:
+        if text := texts.get(os.path.splitext(path)[0]):
             used |= {path, text}
             with open_text(open(text, "rb")) as lines:
                 yield path, list(lines)
@@ -210,11 +206,10 @@ def folder_rows(folder):
 def shard_rows(pattern):
     """Rows of dir/{00000..00331}.tar, dir/*.tar or one file; warns of what is passed over."""
     paths, passed = sorted(glob.glob(pattern)) or [pattern], 0
-    numbers = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if numbers:
+    if numbers := re.search(r"\{(\d+)\.\.(\d+)\}", pattern):
         first, last = numbers.groups()
-        places = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
-        paths = [pattern.replace(numbers[0], place) for place in places]
+        span = range(int(first), int(last) + 1)
+        paths = [pattern.replace(numbers[0], str(number).zfill(len(first))) for number in span]
     for path in paths:
         for parts in index_shard(path).values():
             if len(parts) == 2:
@@ -228,14 +223,13 @@ def shard_rows(pattern):
 def index_shard(path):
     """What read_tar gives, kept in PATH.places, where that can be written: a shard is gone through once."""
     state, kept = os.stat(path), Path(f"{path}.places")
-    stamp = [state.st_size, state.st_mtime_ns]
     with contextlib.suppress(OSError, ValueError):  # none yet, or torn
-        index = json.loads(kept.read_bytes())
-        if index["stamp"] == stamp:
-            return index["keys"]
+        stamp, keys = json.loads(kept.read_bytes())
+        if stamp == [state.st_size, state.st_mtime_ns]:
+            return keys
     keys = read_tar(path)
     with contextlib.suppress(OSError):
-        kept.write_text(json.dumps({"stamp": stamp, "keys": keys}))
+        kept.write_text(json.dumps([[state.st_size, state.st_mtime_ns], keys]))
     return keys
 
 

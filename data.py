@@ -5,8 +5,8 @@ Paper: the pre-training data and the views in "implementation details".
     Views(...)[(epoch, index), (epoch, index)] -> uint8 crops [3, S, S], parameters of strong views, caption
     loader(...) -> batches: crops [b, 3, S, S], tokens [b, L]
 
-A sample is a pure function of (seed, epoch, index): workers, ranks and restarts change nothing. The host
-decodes and crops. Not here: files (images.py), colours (augment.py), names and prompts (sets.py).
+A sample is a function of (seed, epoch, index): workers, ranks and restarts change nothing.
+Not here: files (images.py), colours (augment.py), names and prompts (sets.py).
 """
 
 import atexit
@@ -62,8 +62,9 @@ class Batches:
 
     def __iter__(self):
         for step in self.steps:
-            keys, same = self.keys(self.count, self.seed, step), self.other_count is None
-            others = keys if same else self.keys(self.other_count, self.seed + 1, step)
+            keys = others = self.keys(self.count, self.seed, step)
+            if self.other_count is not None:
+                others = self.keys(self.other_count, self.seed + 1, step)
             yield list(zip(keys, others))
 
     def keys(self, count, seed, step):
@@ -73,10 +74,7 @@ class Batches:
 
 
 class Unreadable(ValueError):
-    """An image that must be decoded cannot be: one sentence, though a worker adds its traceback."""
-
-    def __init__(self, message):
-        super().__init__(message.strip().splitlines()[-1].removeprefix("data.Unreadable: "))
+    """An image that must be decoded cannot be."""
 
 
 def readable(source, index, skipped, rng=None):
@@ -89,9 +87,9 @@ def readable(source, index, skipped, rng=None):
                 raise
             skipped.append(f"{source.where(index)}\t{error!r:.200}")
         if rng is None:
-            raise Unreadable(f"cannot read {skipped[-1]}")
+            break
         index = int(rng.integers(len(source)))
-    raise Unreadable(f"20 images in a row cannot be read: is this the right folder? The last: {skipped[-1]}")
+    raise Unreadable(f"{len(skipped)} images in a row cannot be read, the last is {skipped[-1]}")
 
 
 def fill_template(template, name):
@@ -142,8 +140,8 @@ class Views(Dataset):
         sample[name] = augment.crop(image, box, self.image_size)  # uint8 [3, S, S]
         if strong is not None:
             sample[f"{name}_params"] = augment.draw(rng, strong)
-        if strong is not None and strong.masked:
-            sample[f"{name}_mask"] = augment.block_mask(rng, self.image_size // self.patch, strong.masked)
+            if strong.masked:
+                sample[f"{name}_mask"] = augment.block_mask(rng, self.image_size // self.patch, strong.masked)
 
     def caption(self, target, rng):
         """One of the captions or, for a label, one of the templates with one of the class's names."""
@@ -173,14 +171,14 @@ class LabelledViews(Dataset):
         if rng.random() < 0.5:
             view = view.flip(2)
         if self.transform is not None:
-            torch.default_generator.manual_seed(int(rng.integers(2**63)))  # a run seeds it for each step
+            torch.default_generator.manual_seed(int(rng.integers(2**63)))
             view = self.transform(view)
         return {"images": view, "labels": label, "skipped": skipped}
 
 
 @dataclass(eq=False)
 class EvaluationViews(Dataset):
-    """Evaluation samples: (uint8 view [3, S, S], label). Raises Unreadable, since every image counts."""
+    """Evaluation samples: (uint8 view [3, S, S], label). Raises Unreadable."""
 
     source: Source
     image_size: int
@@ -237,8 +235,7 @@ def plan_prefetch(workers, batch_bytes):
 
 def loader(dataset, sampler, workers, *, tokenizer=None, context=77, pin=False):
     """A DataLoader; the sampler gives lists of keys. A batch that takes longer than 300 s is an error."""
-    rows = len(next(iter(sampler), ()))
-    batch_bytes = rows * 12 * dataset.image_size**2  # at most four views of bytes, or one of floats
+    batch_bytes = len(next(iter(sampler), ())) * 12 * dataset.image_size**2  # four views, or one of floats
     workers, ahead = plan_prefetch(workers, batch_bytes)
     several = dict(timeout=300, prefetch_factor=ahead, worker_init_fn=start_worker) if workers else {}
     several["collate_fn"] = functools.partial(collate, tokenizer=tokenizer, context=context)

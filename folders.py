@@ -8,6 +8,7 @@ A class is called as base/classes.txt says, or base/LOC_synset_mapping.txt, or a
 """
 
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -20,7 +21,6 @@ IGNORED = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "BACKGROUND_Google"
 
 
 def has_splits(folder, splits=("train", "test", "val")):
-    """Whether a folder has one of these splits."""
     return any((folder / split).is_dir() for split in splits)
 
 
@@ -40,8 +40,8 @@ def open_folders(name, base, split, words):
 
 def list_folder(folder, whole=False):
     """folder/<class>/**/image -> (sorted class folders, paths, labels int [n]).
-    Hidden files and folders count for nothing; other files, and classes without an image, are warned of.
-    Raises FileNotFoundError where there is no image, and, for a `whole` set, where a class has none.
+    Other files, and classes without an image, are warned of. Raises FileNotFoundError where there is no
+    image and, for a `whole` set, where a class has none.
     """
     classes, paths, labels, empty, other = [], [], [], [], []
     for name in sorted(os.listdir(folder)):
@@ -55,10 +55,10 @@ def list_folder(folder, whole=False):
         labels += [len(classes) - 1] * len(images)
     if not paths or (whole and empty):
         flat = sum(map(is_image, os.listdir(folder)))  # ImageNet's validation images as the archive has them
-        found = (
-            f" found {flat:,} in no folder (ImageNet: LOC_val_solution.csv has their classes)" if flat else ""
+        found = f"{flat:,} are in no folder (of ImageNet LOC_val_solution.csv has their classes)"
+        raise FileNotFoundError(
+            f"no images in {folder}/{(empty or ['<class>'])[0]}/*.jpg (.png, ...); {found}"
         )
-        raise FileNotFoundError(f"no images in {folder}/{(empty or ['<class>'])[0]}/*.jpg (.png, ...){found}")
     for files, fault in ((empty, "classes without images are left out"), (other, "files are passed over")):
         if files:
             warnings.warn(f"{folder}: {len(files):,} {fault}: {', '.join(files[:5])}", stacklevel=2)
@@ -69,18 +69,14 @@ def walk(folder):
     """The visible files under a folder, in their order, also through links; each folder once."""
     visited = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        place = os.path.realpath(parent)
-        if place in visited:
-            folders.clear()
-            continue
-        visited.add(place)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        shown = sorted(f for f in files if not f.startswith(".") and f not in IGNORED)
+        new = os.path.realpath(parent) not in visited
+        visited.add(os.path.realpath(parent))
+        folders[:] = sorted(f for f in folders if new and not f.startswith("."))
+        shown = sorted(f for f in files if new and not f.startswith(".") and f not in IGNORED)
         yield from (os.path.join(parent, f) for f in shown)
 
 
 def read_text(path):
-    """A text file in UTF-8, with a byte order mark or without."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -107,7 +103,7 @@ def read_names(base, folders):
 
 def imagenet_names(name, base, folders):
     """Names of ImageNet's 1,000 WordNet ids by torchvision, or None."""
-    wnids = [f for f in folders if len(f) == 9 and f[0] == "n" and f[1:].isdigit()]
+    wnids = [f for f in folders if re.fullmatch(r"n\d{8}", f)]
     if name == "imagenet" and len(wnids) == len(folders) == 1000:
         return list(torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"])
     if wnids:

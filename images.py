@@ -1,7 +1,5 @@
 """Images: how any file becomes a PIL image in RGB, and what a set of images is.
 
-Paper: left to its libraries; the images of YFCC15M are whatever people put on the web.
-
     read_image(path or file) -> RGB, 8 bits a channel: one reader for everything
     Source: source[i] -> (PIL RGB image, label or caption)
 
@@ -25,7 +23,7 @@ WHITE = (1, 255, 1023, 4095, 16383, 65535)  # of floats, and of 8, 10, 12, 14 an
 
 
 def is_image(name):
-    """Whether a file's name is that of an image which the installed Pillow opens; hidden files are none."""
+    """Whether a file's name is that of an image which Pillow opens; hidden files are none."""
     name = os.path.basename(name)
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
@@ -52,17 +50,15 @@ def read_image(file):
 
 
 def eight_bits(image):
-    """One channel of integers or floats -> mode L. White is what the file states (TIFF, PGM), else the
-    smallest usual white above all values. With negative values, the extremes are black and white. NaN: black.
+    """One channel of integers or floats -> mode L. White is what the file states (TIFF, PGM), else the least
+    usual white above all values. With negative values, the extremes are black and white. NaN: black.
     """
     values = np.asarray(image, np.float64)
     finite = values[np.isfinite(values)]
     low, high = finite.min(initial=0), finite.max(initial=0)
     if low == 0:
         stated = np.ravel(getattr(image, "tag_v2", {}).get(281, 0))[0]  # a TIFF's MaxSampleValue
-        if image.format == "PPM" and image.mode == "I":  # Pillow has scaled the file's values to 16 bits
-            stated = 65535
-        whites = (stated, *WHITE)
+        whites = [65535] if image.format == "PPM" and image.mode == "I" else [stated, *WHITE]  # PGM: scaled
         high = next((white for white in whites if high <= 1.05 * white), high)  # resampled floats overshoot
     scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / max(high - low, 1e-12)
     grey = Image.fromarray((255 * scaled.clip(0, 1)).round().astype(np.uint8))
@@ -80,8 +76,7 @@ class Source:
     indices: np.ndarray | None = None  # of the items that belong to it, in its order; None: of all
 
     def __post_init__(self):
-        if self.indices is None:
-            self.indices = np.arange(len(self.items))
+        self.indices = np.arange(len(self.items)) if self.indices is None else self.indices
 
     def __len__(self):
         return len(self.indices)
@@ -94,7 +89,6 @@ class Source:
         return self.items.label(int(self.indices[index])) if hasattr(self.items, "label") else self[index][1]
 
     def where(self, index):
-        """What to call an item in a message: its path or the like."""
         number = int(self.indices[index])
         return self.items.where(number) if hasattr(self.items, "where") else f"{self.name} number {number}"
 

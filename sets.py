@@ -29,71 +29,52 @@ from data import fill_template as fill_template
 from folders import has_splits, list_folder, open_folders, read_text
 from images import Arrays, Files, Source, is_image, is_shortage, subset
 
-PAPER = """food101 cifar10 cifar100 cub200 sun397 cars aircraft dtd pets caltech101 flowers mnist fer2013
-stl10 eurosat resisc45 gtsrb kitti_distance country211 patch_camelyon ucf101_frames kinetics700_frames
-clevr_counts hateful_memes rendered_sst2 imagenet""".split()  # in the paper's order
-JUDGED_BY = {  # of the sets that are not judged by plain accuracy, "top1"
-    "aircraft": "per_class",
-    "pets": "per_class",
-    "caltech101": "per_class",
-    "flowers": "per_class",
-    "kinetics700_frames": "top1_top5",
-    "hateful_memes": "auc",
-}
 WORDING = json.loads(Path(__file__).with_name("prompts.json").read_text(encoding="utf-8"))
+PAPER = WORDING["paper"]  # the names of its 26 sets, in its order
 FOLDERS = ("cub200", "resisc45", "kitti_distance", "ucf101_frames", "kinetics700_frames", "hateful_memes")
-SCENES = {  # built-in sets and the attribute that labels them
-    "scenes": "kind",
-    "scenes-kind": "kind",
-    "scenes-colour": "colour",
-    "scenes-texture": "texture",
-    "scenes-heldout": "kind",
-    "scenes-uncurated": "kind",
-}
+SCENES = ("scenes", *(f"scenes-{kind}" for kind in ("kind", "colour", "texture", "heldout", "uncurated")))
 SCENES_COUNT = {"train": 8192, "test": 2400}
 SCENES_SEED = {"train": 0, "test": 2}  # the test split was drawn anew when all settings had been chosen
 
 
 @dataclass(frozen=True)
 class Library:
-    """A set as torchvision knows it. Where it comes without splits, `training` images of each class, but at
-    most half, are for training and the others for testing, drawn once and for all (`divide`).
-    """
+    """A set as torchvision knows it. Where it has no splits, `divide` makes them, the same at any time."""
 
     kind: str  # the class torchvision.datasets.<kind>
     place: str  # what is under --root when the set is there
-    splits: tuple = ({}, {})  # the class's arguments for training and for the test
+    splits: tuple = ({"split": "train"}, {"split": "test"})  # the class's arguments for training and the test
     folders: tuple = ()  # under `place`, where a split is a folder of class folders
-    training: int = 0
+    training: int = 0  # images of each class, but at most half, that `divide` takes for training
     first: int = 0  # the smallest label
     needs: str = ""  # a package
 
 
-BY_SPLIT, BY_FLAG = ({"split": "train"}, {"split": "test"}), ({"train": True}, {"train": False})
+BY_FLAG = ({"train": True}, {"train": False})
 BY_VAL = ({"split": "train"}, {"split": "val"})  # the labels of the test split are secret, or there is none
 TRAINVAL = ({"split": "trainval"}, {"split": "test"})
-UNDIVIDED, DIVIDED = (".", "."), ("train", "test")
+NO_SPLITS, UNDIVIDED, DIVIDED = ({}, {}), (".", "."), ("train", "test")
 IDX = "raw/t10k-images-idx3-ubyte"
 TORCHVISION = {
-    "food101": Library("Food101", "food-101", BY_SPLIT),
+    "food101": Library("Food101", "food-101"),
     "cifar10": Library("CIFAR10", "cifar-10-batches-py", BY_FLAG),
     "cifar100": Library("CIFAR100", "cifar-100-python", BY_FLAG),
-    "sun397": Library("SUN397", "SUN397", training=50),
-    "cars": Library("StanfordCars", "stanford_cars", BY_SPLIT, needs="scipy"),
+    "sun397": Library("SUN397", "SUN397", NO_SPLITS, training=50),
+    "cars": Library("StanfordCars", "stanford_cars", needs="scipy"),
     "aircraft": Library("FGVCAircraft", "fgvc-aircraft-2013b", TRAINVAL),
-    "dtd": Library("DTD", "dtd/dtd", BY_SPLIT),
+    "dtd": Library("DTD", "dtd/dtd"),
     "pets": Library("OxfordIIITPet", "oxford-iiit-pet/annotations", TRAINVAL),
-    "caltech101": Library("Caltech101", "caltech101/101_ObjectCategories", folders=UNDIVIDED, training=30),
-    "flowers": Library("Flowers102", "flowers-102/jpg", BY_SPLIT, needs="scipy"),
+    "caltech101": Library("Caltech101", "caltech101/101_ObjectCategories", NO_SPLITS, UNDIVIDED, training=30),
+    "flowers": Library("Flowers102", "flowers-102/jpg", needs="scipy"),
     "mnist": Library("MNIST", f"MNIST/{IDX}", BY_FLAG),
-    "fer2013": Library("FER2013", "fer2013", BY_SPLIT),
-    "stl10": Library("STL10", "stl10_binary", BY_SPLIT),
-    "eurosat": Library("EuroSAT", "eurosat/2750", folders=UNDIVIDED, training=1000),
-    "gtsrb": Library("GTSRB", "gtsrb/GTSRB", BY_SPLIT),
-    "country211": Library("Country211", "country211", BY_SPLIT, DIVIDED),
-    "patch_camelyon": Library("PCAM", "pcam", BY_SPLIT, needs="h5py"),
+    "fer2013": Library("FER2013", "fer2013"),
+    "stl10": Library("STL10", "stl10_binary"),
+    "eurosat": Library("EuroSAT", "eurosat/2750", NO_SPLITS, UNDIVIDED, training=1000),
+    "gtsrb": Library("GTSRB", "gtsrb/GTSRB"),
+    "country211": Library("Country211", "country211", folders=DIVIDED),
+    "patch_camelyon": Library("PCAM", "pcam", needs="h5py"),
     "clevr_counts": Library("CLEVRClassification", "clevr/CLEVR_v1.0", BY_VAL, first=3),
-    "rendered_sst2": Library("RenderedSST2", "rendered-sst2", BY_SPLIT, DIVIDED),
+    "rendered_sst2": Library("RenderedSST2", "rendered-sst2", folders=DIVIDED),
     "fashionmnist": Library("FashionMNIST", f"FashionMNIST/{IDX}", BY_FLAG),
     "imagenette": Library("Imagenette", "imagenette2", BY_VAL, ("train", "val")),
 }
@@ -120,9 +101,9 @@ def open_source(name, root="data", split="train"):
     if source is not None:
         return source
     raise ValueError(
-        f"unknown --data {name!r}: expected a set that python zeroshot.py --list shows, "
-        f"{', '.join(captioned.NAMES)}, a table FILE.tsv of path and caption, shards '{{00000..00009}}.tar', "
-        f"or a folder {folder} with train/<class name>/ and test/<class name>/, or x.jpg and x.txt, in it"
+        f"unknown --data {name!r}: expected a set that zeroshot.py --list shows, a name of "
+        f"{', '.join(captioned.NAMES)}, a table FILE.tsv, shards FILE.tar, or a folder {folder} of "
+        "{train,test}/<class>/ or of x.jpg with x.txt"
     )
 
 
@@ -133,11 +114,9 @@ def labelled(name, root="data"):
     if train.classes is None:
         raise ValueError(f"{name} has captions, no classes: type a labelled set")
     if train.classes != test.classes:
-        names = [str(c) for c in train.classes + test.classes if (c in train.classes) != (c in test.classes)]
-        raise ValueError(
-            f"{name} has other classes for training ({len(train.classes)}) than for testing "
-            f"({len(test.classes)}): {', '.join(names[:3]) or 'another order'}"
-        )
+        ours, theirs = ({str(c) for c in source.classes} for source in (train, test))
+        numbers = f"training ({len(train.classes)}) than for testing ({len(test.classes)})"
+        raise ValueError(f"{name} has other classes for {numbers}: {', '.join(sorted(ours ^ theirs)[:3])}")
     return train, test
 
 
@@ -168,8 +147,9 @@ def found(name, root):
     root = Path(root)
     if name in SCENES or (name == "imagenet" and (root / "val").is_dir()):
         return True
-    there = name in TORCHVISION and (root / TORCHVISION[name].place).exists()
-    return there or has_splits(root / name, ("test", "val"))
+    if name in TORCHVISION and (root / TORCHVISION[name].place).exists():
+        return True
+    return has_splits(root / name, ("test", "val"))
 
 
 def how_to_get(name, root):
@@ -193,7 +173,7 @@ def download(name, root):
         for arguments in entry.splits:
             getattr(torchvision.datasets, entry.kind)(root, **arguments, download=True)
     except Exception as error:  # the network and foreign files fail in every way there is
-        raise ValueError(f"{name} was not downloaded ({brief(error)})") from None
+        raise ValueError(f"{name} was not downloaded ({error!r:.120})") from None
 
 
 def open_torchvision(name, root, split):
@@ -210,14 +190,8 @@ def open_torchvision(name, root, split):
     except Exception as error:  # a torn file breaks its reader in every way there is
         if is_shortage(error):
             raise
-        raise ValueError(
-            f"cannot read {name} at {place}, it may be incomplete or damaged ({brief(error)})"
-        ) from None
+        raise ValueError(f"cannot read {name} at {place}, incomplete or damaged ({error!r:.120})") from None
     return subset(source, divide(source.items.targets, testing, entry.training)) if entry.training else source
-
-
-def brief(error):
-    return f"{type(error).__name__}: {error}".splitlines()[0][:120]
 
 
 def read_library(name, root, arguments):
@@ -260,12 +234,9 @@ def divide(labels, testing, training):
     return np.flatnonzero(chosen != testing)
 
 
-# Names, prompts, metrics
-
-
 def metric(name):
     """How the paper judges a set: a key of evaluate.METRICS."""
-    return JUDGED_BY.get(name, "top1")
+    return WORDING["metrics"].get(name, "top1")
 
 
 def prompts(name):
@@ -278,21 +249,14 @@ def caption_templates(name):
     return WORDING["captions"].get(name, WORDING["captions"]["generic"])
 
 
-def read_published(path, name, otherwise=None):
-    """The entry of a set in the published labels.json or templates.json, or `otherwise`, if given, where the
-    file has none. Raises ValueError or FileNotFoundError.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"no file at {path}: expected a JSON of set -> list")
+def read_published(path, name):
+    """The entry of a set in the published labels.json or templates.json. Raises ValueError or OSError."""
     try:
         table = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
-    if otherwise is not None and isinstance(table, dict) and name not in table:
-        return otherwise
     if not isinstance(table, dict) or not isinstance(table.get(name), list):
-        there = ", ".join(table) if isinstance(table, dict) else type(table).__name__
-        raise ValueError(f"{path} has no list under {name!r}: found {there}")
+        raise ValueError(f"{path} has no list under {name!r}: found {str(table):.60}")
     return table[name]
 
 
@@ -308,19 +272,14 @@ def class_names(name, classes):
     return [ours.get(c, c.replace("_", " ")) for c in classes]
 
 
-# Built-in sets
-
-
 @functools.cache
 def drawn(split, told=None, curated=True):
     return scenes.build(split, SCENES_COUNT[split], SCENES_SEED[split], kinds_told=told, curated=curated)
 
 
 def open_scenes(name, split):
-    """Captioned for training, labelled for testing. No training caption names a pair of "scenes-heldout".
-
-    Training sets for comparisons: "scenes-told-40" has 40% captions that name the kind, "scenes-uncurated" is
-    cluttered and long-tailed. Their test split is that of "scenes".
+    """Captioned for training, labelled for testing. Training sets for comparisons: "scenes-told-40" has 40%
+    captions that name the kind, "scenes-uncurated" is cluttered and long-tailed; the test split is the same.
     """
     told = re.fullmatch(r"scenes-told-(\d\d)", name)
     if name not in SCENES and not told:
@@ -336,5 +295,6 @@ def open_scenes(name, split):
         labels = table["kind"] * len(scenes.COLOURS) + table["colour"]
         source = Source(name, Arrays(table["images"], labels), classes)
         return subset(source, np.flatnonzero(table["held_out"]))
-    attribute = SCENES.get(name, "kind")
+    last = name.split("-")[-1]
+    attribute = last if last in scenes.NAMES else "kind"
     return Source(name, Arrays(table["images"], table[attribute]), scenes.NAMES[attribute])

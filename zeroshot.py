@@ -1,8 +1,7 @@
 """Zero-shot transfer: name the class of an image by the caption that suits it best.
 
     python zeroshot.py --checkpoint F --data scenes                            # the built-in test split
-    python zeroshot.py --checkpoint F --data all --root data                   # every set found there
-    python zeroshot.py --checkpoint F G --data all --root data                 # two models side by side
+    python zeroshot.py --checkpoint F G --data all --root data                 # every set there, two models
     python zeroshot.py --checkpoint F --image cat.jpg --classes "a dog,a cat"  # a name for one image
     python zeroshot.py --checkpoint F --folder photos --query "a red bus"      # images for a sentence
     python zeroshot.py --checkpoint F --data coco --retrieval                  # captions and images
@@ -50,9 +49,7 @@ def classifier(model, names, templates, device):
 
 def evaluate(model, source, device, *, names=None, templates=None, workers=0):
     """Zero-shot accuracy of a model on a labelled set: {metric: per cent}, as evaluate.metrics gives them.
-
-    `names`, `templates`: instead of the set's own. The images are sharded over the ranks; the model's mode is
-    left as it was. Raises console.Stop for an image that cannot be decoded.
+    `names`, `templates`: instead of the set's own. Raises console.Stop for an image that cannot be decoded.
     """
     names, templates = names or source.classes, templates or sets.prompts(source.name)
     weights = classifier(model, names, templates, device)  # [K, E]
@@ -61,28 +58,22 @@ def evaluate(model, source, device, *, names=None, templates=None, workers=0):
 
 
 def embed_images(model, source, device, workers=0, skip_bad=False):
-    """The images of a set -> (unit embeddings [n, E], labels [n], indices [n]), sharded over the ranks.
-    `workers`: processes that decode; None: as many as the size of the set asks for.
-    """
+    """The images of a set, sharded over the ranks -> (unit embeddings [n, E], labels [n], indices [n])."""
     workers = recipe.workers(len(source)) if workers is None else workers
     training, size = model.training, model.config.image_size
     model.eval()
-    found = apply_to_set(source, size, device, model.encode_image, workers=workers, skip_bad=skip_bad)
+    options = dict(workers=workers, skip_bad=skip_bad)
+    embeds, labels, indices = apply_to_set(source, size, device, model.encode_image, **options)
     model.train(training)
-    embeds, labels, indices = found
     return unit(embeds), labels, indices
 
 
 @torch.no_grad()
 def embed_texts(model, texts, device):
-    """Strings -> unit embeddings [M, E], with a live line. Every rank computes all of them."""
-    embeds, live = [], console.Live()
-    for start in range(0, len(texts), 64):
-        live.show(f"{start:,}/{len(texts):,} texts")
-        with autocast(torch.device(device)):
-            embeds.append(unit(model.encode_text(texts[start : start + 64])))  # [64, E]
-    live.clear()
-    return torch.cat(embeds)
+    """Strings -> unit embeddings [M, E]. Every rank computes all of them."""
+    with autocast(torch.device(device)):
+        parts = [model.encode_text(texts[start : start + 64]) for start in range(0, len(texts), 64)]
+    return unit(torch.cat(parts))
 
 
 def unit(embeds):
@@ -94,13 +85,8 @@ def synonyms(entry):
     return [entry] if isinstance(entry, str) else entry
 
 
-# Retrieval: captions and their images
-
-
 def embed_pairs(model, source, device, workers=0):
-    """A captioned set -> (images [N, E], texts [M, E], owner [M]: the image of each caption), of unit length.
-    Images that cannot be decoded are warned of and left out, with their captions.
-    """
+    """A captioned set -> unit images [N, E], texts [M, E], and owner [M]: the image of each caption."""
     images, _, indices = embed_images(model, source, device, workers, skip_bad=True)
     captions = [synonyms(source.label(i)) for i in indices.tolist()]
     owner = torch.tensor([i for i, group in enumerate(captions) for _ in group], device=images.device)
@@ -110,9 +96,8 @@ def embed_pairs(model, source, device, workers=0):
 def recall(images, texts, owner, ks=(1, 5, 10)):
     """Recall at k both ways: {"image to text": {k: per cent}, "text to image": {k: per cent}}.
 
-    images [N, E], texts [M, E] of unit length, owner [M]: the image of each caption. A caption finds its
-    image if that is among the k nearest; an image finds a caption if any of its own is. A stranger as near as
-    the right one goes before it, so that equal embeddings find nothing.
+    images [N, E], texts [M, E] of unit length, owner [M]: the image of each caption. An image finds a caption
+    if any of its own is among the k nearest. A stranger as near as the right one goes before it.
     """
     own = torch.arange(len(images), device=owner.device)
     ways = {"image to text": (images, own, texts, owner), "text to image": (texts, owner, images, own)}
@@ -155,9 +140,6 @@ def run_retrieval(args, models, device, pairs):
         record(path, "retrieval", source.name, row | found)
 
 
-# A table: labelled sets, and one model or several side by side
-
-
 def open_tasks(args):
     """-> [(labelled test set, templates)] of --data; of "all" those that can be opened."""
     chosen, tasks = args.data.split(","), []
@@ -180,10 +162,9 @@ def open_task(name, args):
     if source.classes is None:
         raise ValueError(f"{name} has captions, no classes: add --retrieval")
     names = sets.read_published(args.labels, name) if args.labels else source.classes
-    if args.templates and "{}" in args.templates[0]:
-        templates = args.templates
-    elif args.templates:
-        templates = sets.read_published(args.templates[0], name)
+    if args.templates:
+        typed = "{}" in args.templates[0]
+        templates = args.templates if typed else sets.read_published(args.templates[0], name)
     if len(names) != len(source.classes):
         raise ValueError(f"{args.labels} names {len(names)} classes, {name} has {len(source.classes)}")
     if not templates or not all("{}" in template for template in templates):
@@ -233,8 +214,7 @@ def run_table(args, models, device, tasks):
 
 
 def say_line(name, images, classes, metric, cells):
-    columns = "".join(f"{cell:>9}" for cell in cells)
-    ranks.say(f"{name:<22}{images:>7}{classes:>9}  {metric:<20}{columns}".rstrip())
+    ranks.say(f"{name:<22}{images:>7}{classes:>9}  {metric:<20}" + "".join(f"{cell:>9}" for cell in cells))
 
 
 def show_list(root):
@@ -244,9 +224,6 @@ def show_list(root):
         there, metric = "yes" if sets.found(name, root) else "-", METRICS[sets.metric(name)]
         ranks.say(f"{name:<20}  {there:<5}  {metric:<20}  {sets.how_to_get(name, root)}")
     ranks.say(f"The first {len(sets.PAPER)} are the paper's; built in: {', '.join(sets.SCENES)}.")
-
-
-# One image, a folder
 
 
 def run_image(args, model, device, image):
@@ -266,9 +243,6 @@ def run_query(args, model, device):
     cosines, order = (embeds @ embed_texts(model, [args.query], device)[0]).sort(descending=True)
     for cosine, index in zip(cosines.tolist()[: args.top], indices[order].tolist()):
         ranks.say(f"{cosine:6.3f}  {source.where(index)}")
-
-
-# The command
 
 
 def arguments():
@@ -298,6 +272,12 @@ def arguments():
 
 def set_up(args):
     """Open what is asked for -> (function that does the work, its arguments). Raises ValueError, OSError."""
+    if args.list:
+        return show_list, (args.root,)
+    if args.download:
+        for name in args.data.split(","):
+            sets.download(name, args.root)
+        return ranks.say, (f"{args.data}: there, under {args.root}",)
     if not args.checkpoint:
         raise ValueError("--checkpoint is missing: a run folder, its checkpoint.pt or published weights")
     if bool(args.folder) != bool(args.query) or bool(args.image) != bool(args.classes):
@@ -325,13 +305,6 @@ def main(argv=None):
 
     def command():
         try:
-            if args.list:
-                return show_list(args.root)
-            if args.download:
-                for name in args.data.split(","):
-                    sets.download(name, args.root)
-                    ranks.say(f"{name} is there, under {args.root}")
-                return 0
             work, inputs = set_up(args)
         except (ValueError, OSError) as error:
             console.fail(parser, error)

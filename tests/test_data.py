@@ -59,12 +59,11 @@ def test_a_bad_training_image_is_replaced_by_another_pair_and_noted(tmp_path, co
 
 def test_twenty_bad_images_in_a_row_are_an_error_in_one_sentence(tmp_path):
     source = data.subset(folder_with_a_bad_one(tmp_path), [GOOD, GOOD])
-    with pytest.raises(ValueError, match="20 images in a row .*right folder.*12.png"):
+    with pytest.raises(ValueError, match="20 images in a row .*12.png"):
         make_views(source)[(0, 0), (0, 0)]
     views = data.LabelledViews(source, 8, 0, 0.5)
-    with pytest.raises(data.Unreadable) as error:  # from a worker, without its traceback
+    with pytest.raises(data.Unreadable, match="20 images in a row"):  # from a worker
         list(data.loader(views, [[((0, 0), (0, 0))]], workers=1))
-    assert str(error.value).startswith("20 images in a row")
 
 
 def test_a_shortage_is_no_bad_image():

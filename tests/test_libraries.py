@@ -164,9 +164,7 @@ def test_a_damaged_set_is_one_sentence_with_its_place(tmp_path, name):
     pattern, content = DAMAGED[name]
     for path in tmp_path.glob(pattern):
         path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(
-        ValueError, match=f"cannot read {name} at .*, it may be incomplete or damaged"
-    ) as error:
+    with pytest.raises(ValueError, match=f"cannot read {name} at .*, incomplete or damaged") as error:
         sets.open_source(name, tmp_path, "test")
     assert "\n" not in str(error.value)
 
@@ -186,5 +184,5 @@ def test_what_cannot_be_downloaded_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", dead)
     with pytest.raises(ValueError, match="cub200 cannot be downloaded: put its images"):
         sets.download("cub200", tmp_path)
-    with pytest.raises(ValueError, match=r"dtd was not downloaded \(OSError: Network is unreachable\)$"):
+    with pytest.raises(ValueError, match=r"dtd was not downloaded \(OSError\('Network is unreachable"):
         sets.download("dtd", tmp_path)
