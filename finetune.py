@@ -180,21 +180,11 @@ def train(model, run, settings, device, views, held, test):
 
 def resolve(args, path, config, images):
     """-> {flag: value}: what was typed, else the recipe's. Raises ValueError."""
-    own, world = recipe.finetune(config.model, args.data), ranks.world()
+    own = recipe.finetune(config.model, args.data)
     values = own | {name: value for name, value in vars(args).items() if value is not None or name not in own}
-    batch = args.batch_size or min(own["batch_size"], images // world * world)
-    if not 0 < batch <= images or batch % world:
-        raise ValueError(f"found --batch-size {batch}, expected 1 to {images}, a multiple of {world} ranks")
-    epoch_steps = images // batch
-    steps = args.max_steps or values["epochs"] * epoch_steps
-    warmup_steps = values["warmup_epochs"] * epoch_steps
-    if args.warmup_epochs is None:
-        warmup_steps = min(warmup_steps, steps / 5)  # a recipe's warm-up suits its length
-    elif warmup_steps > steps:
-        raise ValueError(f"--warmup-epochs {args.warmup_epochs:g} is more than the run's {steps} steps")
-    values |= dict(batch_size=batch, epoch_steps=epoch_steps, steps=steps, warmup_steps=warmup_steps)
+    values |= runs.length(args, own | values, images, most=0.2)
     values |= dict(checkpoint=path, image_size=config.image_size)
-    values["lr"] = args.lr or own["lr"] * batch / own["batch_size"]
+    values["lr"] = args.lr or own["lr"] * values["batch_size"] / own["batch_size"]
     values["workers"] = recipe.workers(images) if args.workers is None else args.workers
     values["out"] = args.out or os.path.join(os.path.dirname(path), f"finetune-{args.data}")
     return values

@@ -11,6 +11,7 @@ import console
 import data
 import ranks
 import recipe
+import run as runs
 import sets
 import slip
 from text import Tokenizer
@@ -99,26 +100,11 @@ def resolve(args, whole, config):
         values |= recipe.FROM_WEIGHTS
         values |= {name: getattr(config, name) for name in ("model", "image_size", "patch")}
     values |= {name: value for name, value in vars(args).items() if value is not None or name not in values}
-    kept, world = len(data.holdout(len(whole), args.seed)[0]), ranks.world()
-    if args.batch_size is None:  # the recipe's, or all images of a smaller set
-        values["batch_size"] = min(values["batch_size"], kept // world * world)
-    batch = values["batch_size"]
-    if not 2 <= batch <= kept or batch % world:
-        raise ValueError(
-            f"found --batch-size {batch}, expected 2 (a contrastive loss compares) to {kept} (the images), "
-            f"and a multiple of {world} (the ranks)"
-        )
-    epoch_steps = kept // batch
-    steps = args.max_steps or values["epochs"] * epoch_steps
-    warmup = values["warmup_epochs"] * epoch_steps
-    if args.warmup_epochs is None:
-        warmup = min(warmup, steps / 10)  # a recipe's warm-up suits its length
-    elif warmup > steps:
-        raise ValueError(
-            f"--warmup-epochs {args.warmup_epochs:g} are {warmup:g} steps of {steps}: type fewer"
-        )
+    values |= runs.length(args, values, len(data.holdout(len(whole), args.seed)[0]))
+    if values["batch_size"] < 2:
+        raise ValueError("found --batch-size 1: a contrastive loss compares, type 2 or more")
     language, partner = slip.METHODS[args.method]
-    values |= dict(epoch_steps=epoch_steps, steps=steps, warmup_steps=warmup, partner=partner)
+    values["partner"] = partner
     values["out"] = args.out or os.path.join("runs", f"{Path(args.data).stem}-{args.method}")
     values["class_names"] = whole.classes if language else None
     values["mask_same_class"] = bool(values["mask_same_class"] and values["class_names"])

@@ -223,6 +223,28 @@ class Run:
             raise Stop(sentence, 128 + self.caught)
 
 
+def length(args, values, images, most=0.1):
+    """-> {batch_size, epoch_steps, steps, warmup_steps} of a run over so many images: as typed (`args`), else
+    by the recipe (`values`), its warm-up at most the share `most` of the steps. Raises ValueError.
+    """
+    world = ranks.world()
+    batch = args.batch_size or min(values["batch_size"], images // world * world)
+    if not 0 < batch <= images or batch % world:
+        raise ValueError(
+            f"found --batch-size {batch}, expected at most the {images} images, a multiple of {world} ranks"
+        )
+    epoch_steps = images // batch
+    steps = args.max_steps or values["epochs"] * epoch_steps
+    warmup = values["warmup_epochs"] * epoch_steps
+    if args.warmup_epochs is None:
+        warmup = min(warmup, most * steps)
+    elif warmup > steps:
+        raise ValueError(
+            f"--warmup-epochs {args.warmup_epochs:g} are {warmup:g} steps of {steps}: type fewer"
+        )
+    return dict(batch_size=batch, epoch_steps=epoch_steps, steps=steps, warmup_steps=warmup)
+
+
 def unwrapped(model):
     """The model inside DistributedDataParallel, or the model itself."""
     return getattr(model, "module", model)

@@ -6,7 +6,7 @@ Paper: the 26 sets of "zero-shot transfer" (PAPER), how each is judged, and prom
     found("imagenet", root) -> whether it is there       how_to_get("imagenet", root) -> what to do if not
     prompts("imagenet") -> templates with {}, filled by fill_template
 
-The wording of names and prompts stands in prompts.json. Not here: class folders (folders.py), captioned sets
+The wording of names and prompts stands in sets.json. Not here: class folders (folders.py), captioned sets
 (captioned.py), the samples made of a Source (data.py).
 """
 
@@ -29,8 +29,8 @@ from data import fill_template as fill_template
 from folders import has_splits, list_folder, open_folders, read_text
 from images import Arrays, Files, Source, is_image, is_shortage, subset
 
-WORDING = json.loads(Path(__file__).with_name("prompts.json").read_text(encoding="utf-8"))
-PAPER = WORDING["paper"]  # the names of its 26 sets, in its order
+FACTS = json.loads(Path(__file__).with_name("sets.json").read_text(encoding="utf-8"))
+PAPER = FACTS["paper"]  # the names of its 26 sets, in its order
 FOLDERS = ("cub200", "resisc45", "kitti_distance", "ucf101_frames", "kinetics700_frames", "hateful_memes")
 SCENES = ("scenes", *(f"scenes-{kind}" for kind in ("kind", "colour", "texture", "heldout", "uncurated")))
 SCENES_COUNT = {"train": 8192, "test": 2400}
@@ -50,34 +50,7 @@ class Library:
     needs: str = ""  # a package
 
 
-BY_FLAG = ({"train": True}, {"train": False})
-BY_VAL = ({"split": "train"}, {"split": "val"})  # the labels of the test split are secret, or there is none
-TRAINVAL = ({"split": "trainval"}, {"split": "test"})
-NO_SPLITS, UNDIVIDED, DIVIDED = ({}, {}), (".", "."), ("train", "test")
-IDX = "raw/t10k-images-idx3-ubyte"
-TORCHVISION = {
-    "food101": Library("Food101", "food-101"),
-    "cifar10": Library("CIFAR10", "cifar-10-batches-py", BY_FLAG),
-    "cifar100": Library("CIFAR100", "cifar-100-python", BY_FLAG),
-    "sun397": Library("SUN397", "SUN397", NO_SPLITS, training=50),
-    "cars": Library("StanfordCars", "stanford_cars", needs="scipy"),
-    "aircraft": Library("FGVCAircraft", "fgvc-aircraft-2013b", TRAINVAL),
-    "dtd": Library("DTD", "dtd/dtd"),
-    "pets": Library("OxfordIIITPet", "oxford-iiit-pet/annotations", TRAINVAL),
-    "caltech101": Library("Caltech101", "caltech101/101_ObjectCategories", NO_SPLITS, UNDIVIDED, training=30),
-    "flowers": Library("Flowers102", "flowers-102/jpg", needs="scipy"),
-    "mnist": Library("MNIST", f"MNIST/{IDX}", BY_FLAG),
-    "fer2013": Library("FER2013", "fer2013"),
-    "stl10": Library("STL10", "stl10_binary"),
-    "eurosat": Library("EuroSAT", "eurosat/2750", NO_SPLITS, UNDIVIDED, training=1000),
-    "gtsrb": Library("GTSRB", "gtsrb/GTSRB"),
-    "country211": Library("Country211", "country211", folders=DIVIDED),
-    "patch_camelyon": Library("PCAM", "pcam", needs="h5py"),
-    "clevr_counts": Library("CLEVRClassification", "clevr/CLEVR_v1.0", BY_VAL, first=3),
-    "rendered_sst2": Library("RenderedSST2", "rendered-sst2", folders=DIVIDED),
-    "fashionmnist": Library("FashionMNIST", f"FashionMNIST/{IDX}", BY_FLAG),
-    "imagenette": Library("Imagenette", "imagenette2", BY_VAL, ("train", "val")),
-}
+TORCHVISION = {name: Library(**row) for name, row in FACTS["torchvision"].items()}
 
 
 def open_source(name, root="data", split="train"):
@@ -160,13 +133,13 @@ def how_to_get(name, root):
     if name in TORCHVISION:
         get = "type python zeroshot.py --download --data {name} --root {root}"
     needs = TORCHVISION[name].needs if name in TORCHVISION else ""
-    get = WORDING["get"].get(name, get).format(name=name, root=root)
+    get = FACTS["get"].get(name, get).format(name=name, root=root)
     return get + (f"; pip install {needs} to read it" if needs else "")
 
 
 def download(name, root):
     """Fetch a set, all its splits, by torchvision. Raises ValueError with one sentence if that fails."""
-    if name not in TORCHVISION or name in WORDING["get"]:
+    if name not in TORCHVISION or name in FACTS["get"]:
         raise ValueError(f"{name} cannot be downloaded: {how_to_get(name, root)}")
     entry = TORCHVISION[name]
     try:
@@ -236,17 +209,17 @@ def divide(labels, testing, training):
 
 def metric(name):
     """How the paper judges a set: a key of evaluate.METRICS."""
-    return WORDING["metrics"].get(name, "top1")
+    return FACTS["metrics"].get(name, "top1")
 
 
 def prompts(name):
     """The templates of zero-shot transfer, with {}."""
-    return WORDING["prompts"].get(name, WORDING["prompts"]["generic"])
+    return FACTS["prompts"].get(name, FACTS["prompts"]["generic"])
 
 
 def caption_templates(name):
     """The templates in which a class name is a caption for training, with {}."""
-    return WORDING["captions"].get(name, WORDING["captions"]["generic"])
+    return FACTS["captions"].get(name, FACTS["captions"]["generic"])
 
 
 def read_published(path, name):
@@ -262,7 +235,7 @@ def read_published(path, name):
 
 def class_names(name, classes):
     """The names of a set's classes: the library's, or ours where these are codes or no words."""
-    ours = WORDING["names"].get(name, {})
+    ours = FACTS["names"].get(name, {})
     if isinstance(ours, list):
         return ours
     if name == "sun397":  # church/indoor

@@ -98,7 +98,7 @@ def caltech101():
 
 
 COUNTRIES, BY_VAL = ["AD", "GE", "XK"], ("train", "val")
-WNIDS = list(sets.WORDING["names"]["imagenette"])
+WNIDS = list(sets.FACTS["names"]["imagenette"])
 MADE = {  # set: (how it is made, a label, what that is called)
     "food101": (food101, 1, "baby back ribs"),
     "cifar10": (cifar10, 1, "automobile"),

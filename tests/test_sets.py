@@ -146,19 +146,19 @@ def test_the_papers_26_sets_are_known_and_each_says_how_to_get_it(tmp_path):
     known = {*sets.TORCHVISION, *sets.FOLDERS, "imagenet"} - {"fashionmnist", "imagenette"}
     assert len(sets.PAPER) == 26 and set(sets.PAPER) == known and sets.names(tmp_path)[:26] == sets.PAPER
     assert all(str(tmp_path) in sets.how_to_get(name, tmp_path) for name in sets.names(tmp_path))
-    assert {name for name in sets.PAPER if sets.metric(name) != "top1"} == set(sets.WORDING["metrics"])
+    assert {name for name in sets.PAPER if sets.metric(name) != "top1"} == set(sets.FACTS["metrics"])
 
 
 def test_every_template_takes_one_name_and_imagenet_has_seven():
-    tables = [*sets.WORDING["prompts"].values(), *sets.WORDING["captions"].values()]
+    tables = [*sets.FACTS["prompts"].values(), *sets.FACTS["captions"].values()]
     assert all(
         "cat" in sets.fill_template(t, "cat") and t.count("{}") == 1 for table in tables for t in table
     )
     assert len(sets.prompts("imagenet")) == 7  # as many as the published ones
-    assert sets.prompts("own") == sets.WORDING["prompts"]["generic"]
-    assert sets.caption_templates("own") == sets.WORDING["captions"]["generic"]
+    assert sets.prompts("own") == sets.FACTS["prompts"]["generic"]
+    assert sets.caption_templates("own") == sets.FACTS["captions"]["generic"]
     assert sets.fill_template("a {} {0} {x}", "{cat}") == "a {cat} {0} {x}"
-    assert set(sets.WORDING["prompts"]) >= set(sets.PAPER) - {"caltech101"}  # whose objects are of no kind
+    assert set(sets.FACTS["prompts"]) >= set(sets.PAPER) - {"caltech101"}  # whose objects are of no kind
 
 
 @pytest.fixture

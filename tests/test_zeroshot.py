@@ -68,6 +68,16 @@ def naive(model, names, templates):
     return torch.stack(rows)
 
 
+def test_the_pairs_that_no_caption_names_are_tested_alone():
+    args = SimpleNamespace(root="data", labels=None, templates=None)
+    source, _ = zeroshot.open_task("scenes-heldout", args)
+    assert (
+        len(source)
+        == int(sets.drawn("test")["held_out"].sum())
+        == len([source[i] for i in range(len(source))])
+    )
+
+
 def test_prompt_ensembling_equals_a_naive_loop():
     words = ["red", "green", "deep blue", "{red} or green"]
     names = [[f"{words[i % 4]} {i}"] + ["blue"] * (i % 3) + ["x" * (1 + i % 50)] for i in range(40)]
