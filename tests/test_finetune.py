@@ -207,7 +207,7 @@ def test_warmup_is_obeyed_and_rates_follow_the_batch(colours, capsys):
     [
         ("--data nothere", "unknown --data 'nothere'"),
         ("--batch-size 999", "found --batch-size 999, expected at most the 99 images"),
-        ("--max-steps 3 --warmup-epochs 1", "--warmup-epochs 1 is more than the run's 3 steps"),
+        ("--max-steps 3 --warmup-epochs 1", "steps of 3: type fewer"),
         ("--crop 2", "argument --crop: found 2, expected a number from 0 to 1"),
         ("--evaluate", "is not fine-tuned: leave out --evaluate"),
     ],
