@@ -6,7 +6,6 @@ Paper: implementation details; the strong pair is SimCLR's (Chen et al. 2020, ap
     device, the batch     uint8 [B, 3, 224, 224] --normalise, or strong with parameters--> float, same shape
 
 All is drawn from a generator that the caller seeds by (seed, epoch, index): a view is a function of these.
-Left to others: reading images and seeding (data.py), what is made of the views (selfsup.py).
 """
 
 import argparse
@@ -48,7 +47,12 @@ def crop(image, box, size):
 
 def evaluation_view(image, size, resize=None):
     """Short side to `resize` (default: size, as in zero-shot), then the centre -> uint8 [3, size, size]."""
-    return TF.pil_to_tensor(TF.center_crop(TF.resize(image, resize or size), size)).contiguous()
+    sides = np.array(image.size)
+    resized = (resize or size) * sides // sides.min()
+    start = np.round((resized - size) / 2)
+    box = np.stack([start, start + size]) * sides / resized  # in the image's own pixels: 1 x 9999 stays small
+    view = image.resize((size, size), Image.Resampling.BILINEAR, tuple(box.flat))
+    return TF.pil_to_tensor(view).contiguous()
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,12 @@ class Strong:
 
 
 SIMCLR = Strong()  # SLIP's: SimCLR with the strengths of MoCo v2 (arXiv 2003.04297), half of SimCLR's own
-BYOL_1 = Strong(saturation=0.2, blur_p=1.0)  # BYOL (arXiv 2006.07733, appendix B): the two views differ
-BYOL_2 = Strong(saturation=0.2, blur_p=0.1, solarise_p=0.2)
-MOCOV3_1, MOCOV3_2 = BYOL_1, BYOL_2  # MoCo v3 (arXiv 2104.02057) takes them over
+BYOL_1 = MOCOV3_1 = Strong(saturation=0.2, blur_p=1.0)  # BYOL (arXiv 2006.07733, appendix B): two recipes
+BYOL_2 = MOCOV3_2 = Strong(saturation=0.2, blur_p=0.1, solarise_p=0.2)  # MoCo v3's (2104.02057) too
 BEIT = Strong(hue=0.0, jitter_p=1.0, grayscale_p=0.0, blur_p=0.0, masked=0.4)  # BEiT (arXiv 2106.08254)
 
 ORDER = ("first", "second", "third", "fourth")  # which of the four colour operations is done when
-COLUMNS = ("flip", "jitter", "brightness", "contrast", "saturation", "hue", *ORDER)
-COLUMNS += ("gray", "sigma", "solarise")
+COLUMNS = (*"flip jitter brightness contrast saturation hue".split(), *ORDER, "gray", "sigma", "solarise")
 
 
 def draw(rng, recipe):
@@ -112,9 +114,7 @@ def brightness(x, factor):
 
 
 def contrast(x, factor):
-    return torch.lerp(TF.rgb_to_grayscale(x).mean(dim=(2, 3), keepdim=True), x, factor).clamp(
-        0, 1
-    )  # or beyond x
+    return torch.lerp(TF.rgb_to_grayscale(x).mean(dim=(2, 3), keepdim=True), x, factor).clamp(0, 1)
 
 
 def saturation(x, factor):

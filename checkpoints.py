@@ -1,7 +1,6 @@
 """Files of weights: ours and the published ones are read alike, any other is named in one sentence.
 
-A checkpoint is one file, {format, config, weights, tokenizer, run}; `run` is the trainer's, plain data. A
-published file is {state_dict, args, ...}. No code from a file is ever run. Not here: the model (slip.py).
+A checkpoint is {format, config, weights, tokenizer, run}, a published file {state_dict, args, ...}.
 """
 
 import argparse
@@ -21,23 +20,19 @@ FOREIGN = {  # how a file begins, or what torch.load says of it: what it is, and
     r".*TorchScript": "is a TorchScript archive, a program: give the file of weights that it was made from",
     r"": "is not a checkpoint, is truncated, or holds more than weights and plain data",
 }
-WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod)\.")  # of DistributedDataParallel and torch.compile
 RENAMES = {  # how our name begins: our words and the published ones, replaced in this order
-    "visual.": "class_token=cls_token positions=pos_embed projection=proj attention.qkv=attn.qkv "
-    "attention.out=attn.proj mlp.0=mlp.fc1 mlp.2=mlp.fc2",
-    "text.": "text.= positions=positional_embedding blocks=transformer.resblocks norm1=ln_1 norm2=ln_2 "
-    "norm.=ln_final. attention.qkv.=attn.in_proj_ attention.out=attn.out_proj "
-    "mlp.0=mlp.c_fc mlp.2=mlp.c_proj",
-    "branch.head": "branch.head=image_mlp .0.=.layer1. .1.=.bn1. .3.=.layer2. .4.=.bn2. .6.=.layer3.",
+    "visual": "class_token=cls_token positions=pos_embed projection=proj attention=attn attn.out=attn.proj "
+    "mlp.0=mlp.fc1 mlp.2=mlp.fc2",
+    "text": "text.= positions=positional_embedding blocks=transformer.resblocks norm1=ln_1 norm2=ln_2 "
+    "norm.=ln_final. attention=attn qkv.=in_proj_ attn.out=attn.out_proj mlp.0=mlp.c_fc mlp.2=mlp.c_proj",
+    "branch": "branch.head=image_mlp .0.=.layer1. .1.=.bn1. .3.=.layer2. .4.=.bn2. .6.=.layer3.",
 }
 
 
 def published_name(name):
     """Our name of a tensor -> its name in a published file: visual.positions -> visual.pos_embed."""
-    for start, words in RENAMES.items():
-        if name.startswith(start):
-            for pair in words.split():
-                name = name.replace(*pair.split("="))
+    for pair in RENAMES.get(name.split(".")[0], "").split():
+        name = name.replace(*pair.split("="))
     return name
 
 
@@ -78,13 +73,11 @@ def find_checkpoint(path):
 
 def read_checkpoint(path):
     """The dict in a checkpoint, a run folder's or a published file; its weights are float32 and without the
-    prefixes that wrappers add. Raises FileNotFoundError or ValueError with one sentence.
-    """
+    prefixes that wrappers add. Raises ValueError. Windows cannot replace a mapped file."""
     path = find_checkpoint(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the published files hold one
-            mmap = os.name != "nt"  # Windows cannot replace a file that is mapped
-            state = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+            state = torch.load(path, map_location="cpu", mmap=os.name != "nt", weights_only=True)
     except Exception as error:  # damaged bytes break the reader in every way there is
         with open(path, "rb") as file:
             found = file.read(64).decode("latin-1") + str(error)
@@ -96,7 +89,7 @@ def read_checkpoint(path):
         names = ", ".join(map(str, state.get("state_dict", state.get("model", state))))
         raise ValueError(f"{path} is a state dict of another project or version, not of SLIP: {names[:80]}")
     part = "weights" if "format" in state else "state_dict"
-    weights = {WRAPPERS.sub("", name): value for name, value in state[part].items()}
+    weights = {re.sub(r"(?<![^.])(module|_orig_mod)\.", "", n): value for n, value in state[part].items()}
     return state | {part: {n: v.float() if v.is_floating_point() else v for n, v in weights.items()}}
 
 
@@ -105,14 +98,11 @@ def load_weights(model, weights, path, assign=False):
     try:
         model.load_state_dict(weights, assign=assign)
     except RuntimeError as error:
-        reason = str(error).split("\n")[1].strip()[:160]
-        raise ValueError(f"{path} does not fit the model that was asked for: {reason}") from None
+        raise ValueError(f"{path} does not fit: {str(error).splitlines()[1].strip()[:160]}") from None
 
 
 def atomic_save(state, path):
-    """torch.save to a temporary name, flushed and renamed: a reader finds the old file or the new one."""
+    """torch.save to a temporary name, then renamed: a reader finds the old file or the new one."""
     with open(f"{path}.tmp", "wb") as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
     os.replace(f"{path}.tmp", path)

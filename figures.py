@@ -1,13 +1,11 @@
 """Figures: a run drawn from its checkpoint and data, or a table of tables.py. It needs matplotlib.
 
-python figures.py runs/scenes-slip                                  # to runs/scenes-slip/figures
 python figures.py runs/a runs/b --only curves --out curves.png      # one run laid over the other
 python figures.py --table main                                      # to runs/tables/main.png
 """
 
 import argparse
 import os
-import re
 import textwrap
 
 import numpy as np
@@ -55,7 +53,7 @@ def sheet(title, rows, columns, width, height, **settings):
     return figure, figure.subplots(rows, columns, squeeze=False, **settings)
 
 
-def views(run):
+def views(run, *_):
     """The first image, and what the image tower sees of it in five epochs."""
     source, args, config = run.images(0), run.args, run.model.config
     settings = {name: args[name] for name in ("seed", "light_crop", "strong_crop", "clip_views")}
@@ -75,7 +73,7 @@ def views(run):
     return figure
 
 
-def curves(runs):
+def curves(*runs):
     """Losses, and what was measured after each epoch, in per cent; the runs laid over each other."""
     names = dict.fromkeys(["loss", *(name for run in runs for row in run.record["rows"] for name in row)])
     names = [name for name in names if name.startswith(PANELS) and any(run.column(name) for run in runs)]
@@ -94,7 +92,7 @@ def curves(runs):
     return figure
 
 
-def similarity(run):
+def similarity(run, *_):
     """Captions against images, both held out from training: does each find its own?"""
     held, synonyms = run.images(1), zeroshot.synonyms
     different = {str(held.label(index)): index for index in range(len(held))}
@@ -115,22 +113,6 @@ def similarity(run):
     return figure
 
 
-def predictions(run):
-    """Test images, and the classes that the prompts find likeliest."""
-    _, test = sets.labelled(run.args["data"], run.args["root"])
-    chosen = [test[i] for i in data.permutation(len(test), run.args["seed"], 0)[:18].tolist()]
-    names = [zeroshot.synonyms(entry)[0] for entry in test.classes]
-    weights = zeroshot.classifier(run.model, test.classes, sets.prompts(run.args["data"]), "cpu")  # [K, E]
-    embeds = zeroshot.unit(run.model.encode_image([image for image, _ in chosen]))  # [n, E]
-    shares, found = (run.model.logit_scale.exp() * embeds @ weights.T).softmax(1).max(1)  # [n]
-    figure, axes = sheet(f"Test images of {test.name}, drawn at random", 3, 6, 9.6, 6, **NO_TICKS)
-    for axis, (image, label), share, k in zip(axes.flat, chosen, shares.tolist(), found.tolist()):
-        axis.imshow(image)
-        words = f"{names[k]} {share:.0%} " + ("✓" if k == label else f"✗ it is {names[label]}")
-        axis.set_title(textwrap.fill(words, 20), fontsize=9, color="C0" if k == label else "C1")
-    return figure
-
-
 def table(name, dataset):
     """The runs of a table, mean and standard deviation over the seeds: a panel for each test."""
     panels = {}
@@ -144,30 +126,17 @@ def table(name, dataset):
     if not panels:
         raise ValueError(f"no results in runs/tables: type python tables.py {name} --data {dataset}")
     title = f"{name}, {dataset}: mean and deviation over seeds, %"
-    figure, axes = sheet(title, 1, len(panels), 2.4 * len(panels) + 2.4, 4, sharey=name != "told")
+    figure, axes = sheet(title, 1, len(panels), 2.4 * len(panels) + 2.4, 4, sharey=True)
     for axis, (heading, panel) in zip(axes[0], panels.items()):
         axis.set_title(textwrap.fill(heading, 22))
-        (told if name == "told" else bars)(axis, panel)
+        for row, (mean, deviation) in panel.items():
+            axis.barh(row, mean, xerr=deviation, capsize=3, color="C0" if "SLIP" in row else "C1")
+            axis.text(1, row, f"{mean:.1f}", va="center")
+        axis.yaxis.set_inverted(True)
     return figure
 
 
-def bars(axis, panel):
-    for row, (mean, deviation) in panel.items():
-        axis.barh(row, mean, xerr=deviation, capsize=3, color="C0" if "SLIP" in row else "C1")
-        axis.text(1, row, f"{mean:.1f}", va="center")
-    axis.yaxis.set_inverted(True)
-
-
-def told(axis, panel):
-    """CLIP and SLIP over the share of the captions that name the kind."""
-    for method, marker in (("CLIP", "o"), ("SLIP", "s")):
-        points = {int(re.search(r"\d+", row)[0]): panel[row] for row in panel if method in row}
-        axis.errorbar(list(points), *zip(*points.values()), marker=marker, capsize=3, label=method)
-    axis.set(xlabel="captions that name the kind, %", ylim=(0, None))
-    axis.legend()
-
-
-FIGURES = dict(views=views, curves=curves, similarity=similarity, predictions=predictions)
+FIGURES = dict(views=views, curves=curves, similarity=similarity)
 
 
 def main(argv=None):
@@ -184,10 +153,7 @@ def main(argv=None):
         folder = os.path.join(runs[0].folder, "figures") if runs else "runs/tables"
         drawn = list(FIGURES) if runs and runs[0].model.text else ["views", "curves"]
         for name in [args.table] if args.table else args.only or drawn:
-            if args.table:
-                figure = table(name, args.data)
-            else:
-                figure = curves(runs) if name == "curves" else FIGURES[name](runs[0])
+            figure = table(name, args.data) if args.table else FIGURES[name](*runs)
             os.makedirs(folder, exist_ok=True)
             path = args.out or os.path.join(folder, f"{name}.png")
             figure.savefig(path)

@@ -4,12 +4,9 @@
     python scenes.py --out photos --count 200      # photos/00012-red-boat.png, 00012-red-boat.txt, ...
 
 A scene (kind of thing, colour, texture, size, background) is drawn at random. Its caption names part of it,
-or nothing at all, or something wrong: of the 100 million photos behind YFCC15M, the paper's pre-training
-data, five in six have no title or description in English words (CLIP's paper). SHARES follows that in spirit,
-unmeasured; it was set once, after one trial in which SLIP was far ahead of CLIP; `kinds_told` of `build`
-shows how that lead depends on it.
-In shapes: (seed, split, index) -> Scene -> one image, uint8 [size, size, 3], and one caption.
-Left to others: words, colours, outlines (scenes.json), batches (data.py), views (augment.py).
+or nothing at all, or something wrong: of the 100 million photos behind YFCC15M five in six have no title or
+description in English words (CLIP's paper). SHARES follows that in spirit, unmeasured; it was set once, after
+one trial in which SLIP was far ahead of CLIP; `kinds_told` of `build` shows how that lead depends on it.
 """
 
 import argparse
@@ -27,8 +24,7 @@ from PIL import Image, ImageDraw
 # What captions name, as shares of all captions: 30% name the kind and 38% the colour.
 SHARES = {"kind and colour": 0.18, "kind": 0.12, "colour": 0.20, "place": 0.20, "nothing": 0.30}
 WRONG = 0.06  # share of all captions that name another kind or another colour
-NAMES_TEXTURE, NAMES_SIZE, NAMES_PLACE = 0.10, 0.15, 0.25  # among captions that say anything
-HASHTAGS = 0.10  # of these, written "#red #boat"
+NAMES_TEXTURE, NAMES_SIZE, NAMES_PLACE, HASHTAGS = 0.10, 0.15, 0.25, 0.10  # of those that say anything
 SCALES = {"small": (0.62, 0.70), "large": (0.78, 0.86)}  # side of the thing, as a share of the image
 SHIFT, TILT = 0.07, 7  # at most: of the centre, as a share of the image; in degrees
 HELD_OUT_SHARE = 1 / 6  # of the test split
@@ -40,21 +36,15 @@ HELD_OUT = DATA["held_out"]  # kind -> a colour that no training image or captio
 UNNAMED, FRAMES, NOTHING = DATA["unnamed"], DATA["frames"], DATA["nothing"]
 PAINTS, ACCENTS = DATA["paints"], DATA["accents"]  # of a thing's body; of details, whatever its colour
 BANDS = DATA["bands"]  # rows of height from the top, share of the image, and RGB; between them it blends
-# A thing is a row of strokes, back to front, in a square of 100 by 100 with y down: paint, form, numbers.
-# Paints: "body" is the colour with its texture, "shade" is darker, "hole" the background; else ACCENTS.
-# Forms: poly, x y of corners; oval, left top right bottom; dome, its upper half; line, width, x y of points.
-THINGS = DATA["things"]
+THINGS = DATA["things"]  # kind -> strokes, back to front; "about" in scenes.json says how one is written
 Scene = namedtuple("Scene", "kind colour texture size background rgb scale shift tilt mirrored specks behind")
 
 
 def scene(rng, split, curated=True):
     """One scene; `rng` is a random.Random. Pairs of HELD_OUT come in the test split only.
-
     Not curated: kinds follow Zipf's law, things are smaller and partly outside, specks are five times as
     many, and behind one thing in three stands another that neither labels nor caption name.
-    Fields: rgb as painted; tilt in degrees; scale (side of the thing), shift (of its centre: right, down) and
-    specks (faint clutter: x, y, radius) are shares of the image; behind lists Scenes.
-    """
+    Scale (side of the thing), shift (right, down) and specks (x, y, radius) are shares of the image."""
     weights = [1.0 if curated else 1 / (place + 1) for place in range(len(KINDS))]
     kind = rng.choices(list(KINDS), weights)[0]
     colour = rng.choice([c for c in COLOURS if c != HELD_OUT[kind]])
@@ -74,8 +64,7 @@ def scene(rng, split, curated=True):
 
 
 def draw(scene, size=32):
-    """Scene -> RGB image [size, size], painted four times as large in whole pixels, then averaged: the same
-    bytes on every machine. Another version of Pillow moves the edges in 0.05% of the pixels."""
+    """Scene -> RGB image [size, size], painted four times as large, then averaged: equal everywhere."""
     side = 4 * size
     image = _backdrop(scene.background, side).copy()
     for x, y, r in scene.specks:
@@ -171,7 +160,6 @@ def _word(rng, words):
 
 def build(split, count, seed=0, size=32, kinds_told=None, curated=True):
     """`count` images of a split with captions and labels; image i depends on (seed, split, i) alone.
-
     `kinds_told`: the share of captions that name the kind, the others in proportion; the images stay.
     -> {images: uint8 [n, size, size, 3], captions: list, held_out: bool [n], and the labels int64 [n]: kind,
     colour, texture, background}."""
@@ -208,7 +196,6 @@ def main(argv=None):
             path = out / f"{i:05d}-{colour}-{kind}.png"
             Image.fromarray(data["images"][i]).save(path)
             path.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
-    print(f"saved {out}")
 
 
 if __name__ == "__main__":

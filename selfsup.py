@@ -1,7 +1,6 @@
 """The self-supervised branch: what the image tower learns from images alone, beside the language loss.
 
-Paper: SimCLR in Algorithm 1; MoCo v3, BYOL and BEiT in the comparison of partners. The tower sees chunks,
-`forward`, and so BatchNorm, the global batch. Not here: NT-Xent (losses.py), masks (augment.py).
+Paper: SimCLR in Algorithm 1; the other three in the comparison of partners. `forward` has the global batch.
 """
 
 import copy
@@ -25,8 +24,7 @@ def mlp(*widths, moco=False):
 
 class Branch(nn.Module):
     """What a partner does unless it says otherwise. Each also has, for the global batch after the gather,
-    forward(features) -> (loss, accuracy 0-1) and chance(batch) -> (loss, accuracy, loss in words), untrained.
-    """
+    forward(features) -> (loss, accuracy 0-1), chance(batch) -> (loss, accuracy, loss in words), untrained."""
 
     settings = {}  # its own defaults for fields of slip.Config
 
@@ -58,16 +56,15 @@ class SimCLR(Branch):
 class Momentum(Branch):
     """MoCo v3 and BYOL: one view predicts the other's embedding by a slow copy of tower and projector."""
 
-    def __init__(self, tower, projector, predictor, momentum, temperature=None):
+    def __init__(self, tower, projector, predictor, momentum):
         super().__init__()
-        self.projector, self.predictor = projector, predictor
-        self.momentum, self.temperature = momentum, temperature
+        self.projector, self.predictor, self.momentum = projector, predictor, momentum
         self.slow_tower = copy.deepcopy(tower).requires_grad_(False)
         self.slow_projector = copy.deepcopy(projector).requires_grad_(False)
 
     def features(self, tower, views):
-        slow = {"slow1": self.slow_tower(views["view1"]), "slow2": self.slow_tower(views["view2"])}
-        return super().features(tower, views) | slow
+        slow = super().features(self.slow_tower, views)
+        return super().features(tower, views) | {"slow1": slow["view1"], "slow2": slow["view2"]}
 
     def forward(self, features):
         q1, q2 = (self.predictor(self.projector(features[name])) for name in ("view1", "view2"))  # [B, E]
@@ -93,7 +90,8 @@ class MoCoV3(Momentum):
 
     def __init__(self, tower, hidden=4096, out=256, temperature=0.2, momentum=0.99):
         projector = mlp(tower.width, hidden, hidden, out, moco=True)
-        super().__init__(tower, projector, mlp(out, hidden, out, moco=True), momentum, temperature)
+        super().__init__(tower, projector, mlp(out, hidden, out, moco=True), momentum)
+        self.temperature = temperature
 
     def loss(self, cosines, labels):
         return 2 * self.temperature * F.cross_entropy(cosines / self.temperature, labels)
@@ -123,21 +121,17 @@ class BEiT(Branch):
     def __init__(self, tower, hidden=None, out=512, temperature=None):
         super().__init__()
         self.patch = tower.patch_embed.patch
-        if tower.positions.shape[1] == 2:  # the class token's, and one patch's
-            raise ValueError("found images of one patch, of which BEiT can mask none: type a smaller --patch")
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(tower.width), std=0.02))
         self.head = nn.Linear(tower.width, out)
         self.register_buffer("codebook", torch.zeros(out, 3 * self.patch**2))
 
     def prepare(self, make_images):
         if not self.codebook.any():  # a resumed run has it in its checkpoint
-            points = patchify(make_images(), self.patch).flatten(0, 1)  # [n N, 3 P P]
-            self.codebook.copy_(kmeans(points, len(self.codebook)))
+            self.codebook.copy_(kmeans(patchify(make_images(), self.patch).flatten(0, 1), len(self.codebook)))
 
     def targets(self, views):
-        patches = patchify(views["view1"], self.patch).flatten(0, 1)  # [b N, 3 P P]
-        tokens = torch.cdist(patches, self.codebook).argmin(1)  # the nearest; float32 under autocast too
-        return {"view1_tokens": tokens.view(len(views["view1"]), -1)}  # [b, N]
+        patches = patchify(views["view1"], self.patch).flatten(0, 1)  # [b N, 3 P P]; float32 in autocast too
+        return {"view1_tokens": torch.cdist(patches, self.codebook).argmin(1).view(len(views["view1"]), -1)}
 
     def features(self, tower, views):
         """View, mask bool [b, N], visual tokens [b, N] -> losses and hits [b, M] of the M masked patches."""

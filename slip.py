@@ -1,10 +1,8 @@
 """SLIP the model: an image tower, a text tower, a projection of each to the joint space, an SSL branch.
 
 Paper: Algorithm 1. CLIP is SLIP without the branch, SimCLR is SLIP without the language.
-Not here: what is in a file (checkpoints.py), losses (losses.py), the loop (train.py).
 
     images [B, 3, 224, 224] -> encode_image -> [B, 512]        tokens [B, L] -> encode_text -> [B, 512]
-    SLIP.forward: crops and tokens -> features; projections, heads and losses come after the gather
 
     python slip.py FILE [--export OUT]     # summarise a checkpoint, or write its image tower for timm
 """
@@ -22,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import augment
 import checkpoints
 from checkpoints import find_checkpoint, load_weights, read_checkpoint
-from selfsup import BRANCHES
+from selfsup import BRANCHES, Branch
 from text import TextTransformer, Tokenizer
 from vit import SIZES, ViT, count_parameters
 
@@ -56,35 +54,28 @@ class Config:
 
 def configure(method, model, **changes):
     """The Config of a method and a size; `changes` are fields of it, None leaves the default."""
-    for word, value, known in (("method", method, METHODS), ("model", model, SIZES)):
-        if value not in known:
-            raise ValueError(f"unknown {word} {value!r}: expected one of {', '.join(known)}")
-    partner = METHODS[method][1]
     settings = {"patch": SIZES[model]["patch"], "image_size": 32 if model == "vit_tiny" else 224}
-    settings |= TEXT.get(model, {}) | (BRANCHES[partner].settings if partner else {})
+    settings |= TEXT.get(model, {}) | BRANCHES.get(METHODS[method][1], Branch).settings
     settings |= {name: value for name, value in changes.items() if value is not None}
     return Config(method=method, model=model, **settings)
 
 
 def build(name):
     """A new model of a Config, or of a published name: SLIP_VITB16, clip_vits16, in any case."""
-    if isinstance(name, Config):
-        return SLIP(name)
-    method, _, size = name.lower().partition("_")
-    return SLIP(configure(method, size.replace("vit", "vit_")))
+    if isinstance(name, str):
+        name = configure(*name.lower().replace("vit", "vit_").split("_", 1))
+    return SLIP(name)
 
 
-def in_chunks(function, batch, micro_batch=None, recompute=False, random=False, prepare=None):
+def in_chunks(function, batch, micro_batch=None, recompute=False, random=False, prepare=dict):
     """Apply `function`, dict of rows -> {name: features [b, ...]}, to a batch, `micro_batch` rows at a time.
     `prepare` is applied to a chunk before. `recompute`: a chunk's activations are computed again in the
-    backward pass, the gradient is the same. `random`: the function draws, and must draw the same again.
-    """
+    backward pass, the gradient is the same. `random`: the function draws, and must draw the same again."""
     if recompute and torch.is_grad_enabled():
         function = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=random)
     size, parts = micro_batch or len(next(iter(batch.values()))), []
     for rows in zip(*(value.split(size) for value in batch.values())):
-        chunk = dict(zip(batch, rows))
-        parts.append(function(prepare(chunk) if prepare else chunk))
+        parts.append(function(prepare(dict(zip(batch, rows)))))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -107,18 +98,19 @@ class SLIP(nn.Module):
         if partner:
             self.branch = BRANCHES[partner](self.visual, config.ssl_hidden, config.ssl_out, config.ssl_temp)
 
-    def needs_language(self, what):
+    def check(self, what, inputs):
         if self.text is None:
             raise ValueError(f"a {self.config.method} model was trained without captions: it has no {what}")
+        if isinstance(inputs, list) and not inputs:
+            raise ValueError(f"{what} found an empty list, expected one input or more")
 
     def preprocess(self, image):
         """A PIL image -> its normalised evaluation view [1, 3, S, S]."""
-        view = augment.evaluation_view(image.convert("RGB"), self.config.image_size)
-        return augment.normalise(view[None])
+        return augment.normalise(augment.evaluation_view(image.convert("RGB"), self.config.image_size)[None])
 
     def encode_image(self, images):
         """Normalised images [B, 3, S, S], a PIL image or a list of them -> embeds [B, E], not normalised."""
-        self.needs_language("encode_image")
+        self.check("encode_image", images)
         if not isinstance(images, torch.Tensor):
             images = images if isinstance(images, list) else [images]
             images = torch.cat([self.preprocess(image) for image in images])
@@ -126,7 +118,7 @@ class SLIP(nn.Module):
 
     def encode_text(self, tokens):
         """Token ids [B, L], a caption or a list of them -> embeds [B, E], not normalised."""
-        self.needs_language("encode_text")
+        self.check("encode_text", tokens)
         if not isinstance(tokens, torch.Tensor):
             if self.tokenizer is None:
                 raise ValueError("found no tokenizer: pip install --no-deps open_clip_torch brings CLIP's")
@@ -136,8 +128,7 @@ class SLIP(nn.Module):
     def forward(self, batch, micro_batch=None, recompute=False):
         """A batch of rows -> {name: features [B, ...]}, in chunks: "image", "text", "image2", the branch's.
         Rows: uint8 crops [B, 3, S, S] "images", "images2", "view1", "view2"; "tokens" [B, L]; on the host
-        "view1_params", "view2_params" [B, 13]; for BEiT "view1_mask", bool [B, N].
-        """
+        "view1_params", "view2_params" [B, 13]; for BEiT "view1_mask", bool [B, N]."""
         return in_chunks(self.towers, batch, micro_batch, recompute, prepare=self.make_views)
 
     def make_views(self, chunk):
@@ -166,9 +157,10 @@ class SLIP(nn.Module):
 
 def save(path, model, run=None):
     """Save a model, its tokenizer and the plain data `run`, renamed into place."""
-    tokenizer = model.tokenizer.state() if model.tokenizer is not None else None
     state = {"format": checkpoints.FORMAT, "config": asdict(model.config), "weights": model.state_dict()}
-    checkpoints.atomic_save(state | {"tokenizer": tokenizer, "run": run}, path)
+    checkpoints.atomic_save(
+        state | {"tokenizer": model.tokenizer and model.tokenizer.state(), "run": run}, path
+    )
 
 
 def parse_config(state, path):
@@ -182,7 +174,7 @@ def unpack(path):
     """A checkpoint, ours or a published file -> (Config, weights under our names, Tokenizer or None)."""
     state, tokenizer = read_checkpoint(path), None
     if "format" in state:
-        tokenizer = Tokenizer.from_state(state["tokenizer"]) if state["tokenizer"] else None
+        tokenizer = Tokenizer(state["tokenizer"]["merges"]) if state["tokenizer"] else None
         return parse_config(state, path), state["weights"], tokenizer
     with torch.device("meta"):
         model = build(state["args"].model)
@@ -193,8 +185,7 @@ def unpack(path):
 
 def load(path, image_size=None):
     """The model of a checkpoint or a published file, with its tokenizer: on the CPU, in evaluation mode,
-    float32, without gradients. Positions are interpolated for another `image_size`, in pixels.
-    """
+    float32, without gradients. Positions are interpolated for another `image_size`, in pixels."""
     if not isinstance(image_size, int | None):
         raise ValueError(f"found image_size={image_size!r}: to choose a device, type load(path).to(device)")
     config, weights, tokenizer = unpack(path)
@@ -207,16 +198,14 @@ def load(path, image_size=None):
 
 def initialise(model, path):
     """Copy what fits of a checkpoint of another method or size -> (tensors taken, names of the new parts).
-    The text tower and the joint space come only with a tokenizer of as many tokens as the model's.
-    """
+    The text tower and the joint space come only with a tokenizer of as many tokens as the model's."""
     config, weights, tokenizer = unpack(path)
     if config.model != model.config.model:
         raise ValueError(f"{path} holds a {config.model}, expected {model.config.model}")
     if model.text is not None and tokenizer is not None and tokenizer.vocab_size == model.config.vocab_size:
         model.tokenizer = tokenizer
     else:
-        of_language = ("text", "image_projection", "logit_scale")
-        weights = {name: value for name, value in weights.items() if not name.startswith(of_language)}
+        weights = {n: value for n, value in weights.items() if n.startswith(("visual", "branch"))}
     slow = {f"branch.slow_tower.{n[7:]}": v for n, v in weights.items() if n.startswith("visual.")}
     weights = checkpoints.resize_positions(slow | weights, model.visual)  # a new momentum encoder is a copy
     own = model.state_dict()
@@ -228,8 +217,7 @@ def initialise(model, path):
 def describe(path):
     """A page about a checkpoint: the model, its parts, how it was trained, and what that cost."""
     model, run = load(path), read_checkpoint(path).get("run") or {}
-    parts = {"image tower": model.visual, "text tower": model.text, "branch": model.branch, "all": model}
-    lines = {n: f"{count_parameters(part):,} parameters" for n, part in parts.items() if part is not None}
+    lines = {name: f"{count_parameters(part):,} parameters" for name, part in model.named_children()}
     lines |= asdict(model.config) | run.get("args", {})
     lines |= {n: run[n] for n in ("step", "epoch", "best", "versions", "date", "cost") if n in run}
     return "\n".join([str(find_checkpoint(path)), *(f"  {n:<18} {value}" for n, value in lines.items())])

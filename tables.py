@@ -2,8 +2,7 @@
 
     python tables.py main [--full]     # --full: print the commands at the paper's scale instead
 
-Paper: zero-shot transfer, linear classification, fine-tuning, the ablations. A row is flags of train.py
-(tables.json); a run, a row with a seed, is a folder runs/tables/DATA/ROW-SEED that all tables share.
+A row is flags of train.py (tables.json); a run is a row with a seed, in runs/tables/DATA/ROW-SEED.
 """
 
 import argparse
@@ -15,11 +14,9 @@ import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import console
-import device
 import flags
 import sets
 import slip
@@ -75,21 +72,20 @@ def make(out, words, wanted, args):
     for task, test in missing(out, words, wanted):
         more = SPEC["finetune"].split() + words[-2:] if task == "finetune" else []
         commands.append([sys.executable, f"{task}.py", "--checkpoint", out, "--data", test, *more, *common])
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, device.cpus() // args.jobs))}
     os.makedirs(out, exist_ok=True)
     try:
         open(f"{out}/lock", "x").close()
     except FileExistsError:
         return f"another table makes it; if none does, delete {out}/lock"
     try:
-        for command in commands:
-            with open(f"{out}/screen.txt", "a") as screen:
-                subprocess.run(command, stdout=screen, stderr=screen, env=environment, check=True)
+        with open(f"{out}/screen.txt", "a") as screen:
+            for command in commands:
+                subprocess.run(command, stdout=screen, stderr=screen, check=True)
+        return "ends"
     except subprocess.CalledProcessError:
         return f"{command[1]} failed: see {out}/screen.txt"
     finally:
         os.remove(f"{out}/lock")
-    return "ends"
 
 
 def mean_and_deviation(values):
@@ -112,8 +108,8 @@ def table(name, data, wanted, found):
     pairs = [("SLIP", row) for row in found if row != "SLIP"]
     if "SLIP" not in found:
         pairs = [p for p in zip(TABLES[name][1::2], TABLES[name][::2]) if found.keys() >= set(p)]
-    rows = [[f"{name}, {data}: mean ± deviation (n)", *(f"{WORDS[task]} {test}" for task, test in wanted)]]
-    rows += [["---"] * len(rows[0])]
+    head = [f"{name}, {data}: mean ± deviation (n)", *(f"{WORDS[task]} {test}" for task, test in wanted)]
+    rows = [head, ["---"] * len(head)]
     rows += [[row, *map(mean_and_deviation, samples[row])] for row in found]
     rows += [[f"{a} - {b}, ± standard error", *map(difference, samples[a], samples[b])] for a, b in pairs]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
@@ -138,29 +134,22 @@ def main(argv=None):
     add("--rows", nargs="+", choices=ROWS, metavar="ROW", help="these rows only (default: the table's)")
     add("--with", dest="more", default="", metavar="FLAGS", help="more flags of train.py for every row")
     add("--seeds", type=console.positive_int, default=3, help="runs of each row (default: %(default)s)")
-    add("--jobs", type=console.positive_int, default=1, help="runs side by side (default: %(default)s)")
     add("--root", default="data", help="folder that holds the sets (default: %(default)s)")
     add("--device", help="as in train.py (default: the best at hand)")
     add("--full", action="store_true", help="print the commands at the paper's scale instead")
     args = parser.parse_args(argv)
     if args.full:
-        print(full(args.name))
-        return 0
+        return print(full(args.name))
     rows, seeds = args.rows or TABLES[args.name], range(args.seeds)
     wanted = columns(args.name, args.data, args.root)
     plans = {(row, seed): plan(args.data, row, seed, args.more) for seed in seeds for row in rows}
     todo = [planned for planned in plans.values() if missing(*planned, wanted)]
     ended, start = [], time.monotonic()
-
-    def work(planned):
-        print(f"{planned[0]}: starts", flush=True)
-        sentence = make(*planned, wanted, args)
-        ended.append(sentence)
+    for out, words in todo:
+        print(f"{out}: starts", flush=True)
+        ended.append(make(out, words, wanted, args))
         left = (time.monotonic() - start) / len(ended) * (len(todo) - len(ended)) / 60
-        print(f"{planned[0]}: {sentence}; about {left:.0f} minutes left for the table", flush=True)
-
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(work, todo))  # Ctrl-C ends those that run, which save, and cancels the others
+        print(f"{out}: {ended[-1]}; about {left:.0f} minutes left for the table", flush=True)
     found = {row: [results(plans[row, seed][0]) for seed in seeds] for row in rows}
     print("", table(args.name, args.data, wanted, found), "", *SPEC["paper"], sep="\n")
     return 0 if set(ended) <= {"ends"} else 1

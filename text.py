@@ -4,9 +4,6 @@ Paper: implementation details; the text side is CLIP's (Radford et al. 2021), by
 
     "A Cat&#39;s nap" -> clean "a cat's nap" -> split [a, cat, 's, nap] -> [start, 320, 2368, 568, 11012, end]
     captions -> tokens [B, L] -> embedded [B, L, D] -> blocks [B, L, D] -> features [B, D];  L <= 77, D = 512
-
-The ids are CLIP's on usual text: of what its package ftfy repairs, only entities and quotes are.
-Left to others: the block (vit.py), the projection to the joint space (slip.py), choosing a caption (data.py).
 """
 
 import argparse
@@ -30,14 +27,14 @@ CURLY = dict.fromkeys(range(0x2018, 0x201C), "'") | dict.fromkeys(range(0x201C, 
 
 
 def clean(text):
-    """Without HTML's entities, curly quotes, capitals, spare spaces: "A  Cat&rsquo;s" -> "a cat's"."""
+    """Without HTML's entities, curly quotes, capitals, spare spaces: "A  Cat&rsquo;s" -> "a cat's".
+    It makes the ids CLIP's on usual text; of what its package ftfy repairs, only entities and quotes."""
     text = text if "<" in text else html.unescape(text)  # beside tags CLIP does the quotes first
     text = unicodedata.normalize("NFC", text.translate(CURLY))
     return " ".join(html.unescape(html.unescape(text)).split()).lower()
 
 
-# Merges never go across two pieces. CLIP's pattern tells letters from numerals, where the \w of `re` is both,
-# and the underscore. With spaces around each numeral, \w is left to the letters.
+# Merges stay within a piece. CLIP tells letters from numerals; \w is both: numerals get spaces around them.
 PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W_]+|(?:[^\w\s]|_)+")
 ALONE = {ord(c): f" {c} " for c in map(chr, range(0x20000)) if c.isnumeric() and not c.isalpha()}  # 7 ½ ² Ⅷ
 
@@ -84,8 +81,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, captions, vocab_size=49408):
-        """Merge the most frequent pair, of equals the one of smaller ids, until the vocabulary is full or no
-        pair occurs twice. A million captions of ten words take one to two minutes on one core."""
+        """Merge the most frequent pair, of equals that of smaller ids, until full or none occurs twice."""
         frequency = Counter(word for caption in captions for word in split(caption))
         words, times = [byte_ids(word) for word in frequency], list(frequency.values())
         count, where = Counter(), defaultdict(set)  # pair -> how often; pair -> words that hold it, or did
@@ -122,17 +118,13 @@ class Tokenizer:
         # The file writes a byte as one character: a visible one as itself, the others as U+0100 and up.
         letters = [chr(byte) for byte in VISIBLE] + [chr(256 + i) for i in range(256 - len(VISIBLE))]
         ids = {name: i for i, name in enumerate(letters + [letter + "</w>" for letter in letters])}
-        lines = gzip.decompress(path.read_bytes()).decode().splitlines()[1:48895]  # CLIP takes no more
-        pairs = [line.split() for line in lines]
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            pairs = [line.split() for line in file][1:48895]  # CLIP takes no more
         ids |= {a + b: FIRST + i for i, (a, b) in enumerate(pairs)}
         return cls([(ids[a], ids[b]) for a, b in pairs])
 
     def state(self):  # plain data for a checkpoint
         return {"merges": [list(pair) for pair in self.merges]}
-
-    @classmethod
-    def from_state(cls, state):
-        return cls(state["merges"])
 
     @functools.lru_cache(2**17)  # noqa: B019 (tokenizers live as long as the program)
     def encode_word(self, word):
@@ -192,7 +184,7 @@ class TextTransformer(nn.Module):
     def forward(self, tokens):
         """Tokens [B, L] -> features [B, D], each the end token's, which has the largest id of its row."""
         rows = torch.arange(len(tokens), device=tokens.device)
-        return self.encode(tokens)[rows, tokens.argmax(dim=1)]  # [B, D]
+        return self.encode(tokens)[rows, tokens.argmax(dim=1)]
 
 
 def main(argv=None):
@@ -202,10 +194,8 @@ def main(argv=None):
     tokenizer = Tokenizer.train(["a photo of a dog", "two dogs sleeping", "photos of two cats"])
     tower, tokens = TextTransformer(tokenizer.vocab_size, depth=2), tokenizer(caption)
     print(f"clean     {clean(caption)!r}")
-    print(f"split     {split(caption)}")
     print(f"pieces    {[tokenizer.decode([i]) for i in tokenizer.encode(caption)]}")
-    print(f"tokens    {tokens[0].tolist()}   from start to end")
-    print(f"features  {list(tokens.shape)} -> {list(tower(tokens).shape)}")
+    print(f"tokens    {tokens[0].tolist()} -> features {list(tower(tokens).shape)}")
 
 
 if __name__ == "__main__":

@@ -104,10 +104,10 @@ def test_crop_equals_torchvisions_on_the_image(box, size):
 
 
 def test_evaluation_view_is_the_centre_of_the_image_with_its_short_side_resized():
-    view = augment.evaluation_view(photo(500, 375), 224, 256)
+    view = augment.evaluation_view(photo(500, 375), 224, 256).int()
     small = photo(500, 375).resize((341, 256), Image.Resampling.BILINEAR).crop((58, 16, 282, 240))
-    assert view.is_contiguous() and torch.equal(view, reference.pil_to_tensor(small))
-    view = augment.evaluation_view(Image.new("RGB", (2, 3), (10, 20, 30)), 32)
+    assert (view - reference.pil_to_tensor(small).int()).abs().max() <= 1
+    view = augment.evaluation_view(Image.new("RGB", (1, 9999), (10, 20, 30)), 32)
     assert view.shape == (3, 32, 32) and view[:, 5, 7].tolist() == [10, 20, 30]
 
 

@@ -168,11 +168,6 @@ def test_beits_loss_is_the_mean_cross_entropy_of_the_masked_patches_one_by_one()
     assert accuracy.item() == pytest.approx(sum(hits) / len(hits)) and len(hits) == 5 * 6
 
 
-def test_images_of_one_patch_are_refused():
-    with pytest.raises(ValueError, match="of one patch.* type a smaller --patch"):
-        BEiT(ViT(image_size=8, patch=8, width=16, depth=1, heads=2))
-
-
 def test_visual_tokens_are_the_same_under_bf16_autocast():
     model = BEiT(small_vit(), out=200)
     images = 2 + 0.3 * torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(2))  # bright

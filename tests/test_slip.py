@@ -105,6 +105,8 @@ def test_mistakes_with_the_library_are_one_sentence(checkpoint):
     bare.tokenizer = None
     for function, value, sentence in (
         (bare.encode_text, "a boat", "found no tokenizer"),
+        (bare.encode_text, [], "encode_text found an empty list"),
+        (bare.encode_image, [], "encode_image found an empty list"),
         (tiny("simclr").encode_image, [], "trained without captions: it has no encode_image"),
         (lambda size: slip.load(checkpoint, size), "cpu", r"type load\(path\).to\(device\)"),
         (slip.load, "cpu", "no checkpoint at cpu: give a run folder"),
@@ -245,6 +247,6 @@ def test_the_page_about_a_checkpoint_tells_parts_flags_and_cost(tmp_path, capsys
     slip.save(tmp_path / "checkpoint.pt", tiny(), run)
     slip.main([str(tmp_path)])
     page = capsys.readouterr().out
-    count = f"image tower        {count_parameters(tiny().visual):,} parameters"
+    count = f"visual             {count_parameters(tiny().visual):,} parameters"
     for line in (count, "ssl_scale          0.5", "step               7", "'hours': 1.5"):
         assert line in page

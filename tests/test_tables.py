@@ -91,7 +91,7 @@ def test_what_is_done_is_not_done_again_and_the_table_is_printed(tmp_path, monke
 
 def test_a_run_that_another_table_makes_is_left_to_it(tmp_path):
     (tmp_path / "lock").touch()
-    args = SimpleNamespace(root="data", device="cpu", jobs=1)
+    args = SimpleNamespace(root="data", device="cpu")
     assert "another table makes it" in tables.make(str(tmp_path), ["--method", "clip"], [], args)
 
 
