@@ -2,7 +2,7 @@
 
     python bench.py [step --model vit_b16 --batch 512]      # without a part: all three
 
-step: SLIP against one view (published: 4.25). input: a JPEG's views against torchvision's. host: order, tokens.
+step: SLIP against one view (published: 4.25). input: JPEG views against torchvision's. host: order, tokens.
 """
 
 import argparse

@@ -158,9 +158,8 @@ class SLIP(nn.Module):
 def save(path, model, run=None):
     """Save a model, its tokenizer and the plain data `run`, renamed into place."""
     state = {"format": checkpoints.FORMAT, "config": asdict(model.config), "weights": model.state_dict()}
-    checkpoints.atomic_save(
-        state | {"tokenizer": model.tokenizer and model.tokenizer.state(), "run": run}, path
-    )
+    state |= {"tokenizer": model.tokenizer and model.tokenizer.state(), "run": run}
+    checkpoints.atomic_save(state, path)
 
 
 def parse_config(state, path):
@@ -184,8 +183,7 @@ def unpack(path):
 
 
 def load(path, image_size=None):
-    """The model of a checkpoint or a published file, with its tokenizer: on the CPU, in evaluation mode,
-    float32, without gradients. Positions are interpolated for another `image_size`, in pixels."""
+    """The model of a checkpoint or a published file, for use: on the CPU, float32, without gradients."""
     if not isinstance(image_size, int | None):
         raise ValueError(f"found image_size={image_size!r}: to choose a device, type load(path).to(device)")
     config, weights, tokenizer = unpack(path)
