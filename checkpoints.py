@@ -105,4 +105,6 @@ def atomic_save(state, path):
     """torch.save to a temporary name, then renamed: a reader finds the old file or the new one."""
     with open(f"{path}.tmp", "wb") as file:
         torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())  # on the disk before it takes the place of the last one
     os.replace(f"{path}.tmp", path)

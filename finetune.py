@@ -2,7 +2,6 @@
 
     python finetune.py --checkpoint runs/scenes-slip --data scenes       # a small set, minutes
     python finetune.py --checkpoint slip_base_25ep.pt --data imagenet    # the paper's recipe
-    python finetune.py --checkpoint runs/scenes-slip/finetune-scenes/best.pt --evaluate
 
 Paper: end-to-end fine-tuning. The recipe is BEiT's: layer decay, drop path, mixup, cutmix, RandAugment,
 random erasing. The class token's feature [B, D] goes into the head. best.pt is chosen on a held-out part of
@@ -23,7 +22,6 @@ from torch import nn
 from torchvision.transforms import v2
 
 import augment
-import checkpoints
 import console
 import data
 import device as devices
@@ -37,8 +35,8 @@ from vit import SIZES, ViT
 
 COLUMNS = ["epoch", "step", "loss", "train_top1", "grad_norm", "images_per_s", "held_top1", *METRICS]
 HIDDEN = {"grad_norm", "top5", "top1_top5", "auc"}  # in log.csv, not in the table on the screen
-# Flags that may change on resume; they do not affect the result.
-FREE = {"out", "root", "workers", "device", "micro_batch", "recompute", "evaluate"}
+# Flags that may change on resume: the same run, though perhaps not to the last bit.
+FREE = {"out", "root", "workers", "device", "micro_batch", "recompute"}
 
 
 class Classifier(nn.Module):
@@ -61,20 +59,6 @@ class Classifier(nn.Module):
 
         features = slip.in_chunks(tower, {"images": images}, micro_batch, recompute, random=True)
         return self.head(features["image"])
-
-
-def load(path, image_size=None):
-    """The Classifier in a fine-tuning run, in evaluation mode; positions are interpolated for another
-    `image_size`, in pixels. Raises ValueError or FileNotFoundError.
-    """
-    state = slip.read_checkpoint(path)
-    if not {"head.weight", "visual.positions"} <= state.get("weights", {}).keys():
-        raise ValueError(f"{path} is not fine-tuned: leave out --evaluate to fine-tune it")
-    config = slip.parse_config(state, path)
-    config = dataclasses.replace(config, image_size=image_size or config.image_size)
-    model = Classifier(config, state["run"]["args"]["classes"])
-    slip.load_weights(model, checkpoints.resize_positions(state["weights"], model.visual), path)
-    return model.eval()
 
 
 class RandAugment(v2.RandAugment):
@@ -218,6 +202,7 @@ def set_up(args):
             ranks.say(f"resumed at step {run.step} of {run.out}")
         train(model.to(device), run, settings, device, views, held, test)
         report(settings, run)
+        ranks.stop()
 
     return work
 
@@ -234,24 +219,6 @@ def report(settings, run):
     record(settings.checkpoint, "finetune", settings.data, found | how)
 
 
-def test_only(args):
-    """--evaluate: a fine-tuned checkpoint on a test split -> as set_up."""
-    device, path = ranks.start(args.device), slip.find_checkpoint(args.checkpoint)
-    model, then = load(path, args.image_size).to(device), slip.read_checkpoint(path)["run"]["args"]
-    name = args.data or then["data"]
-    _, test = sets.labelled(name, args.root or then["root"])
-    if test.classes != model.classes:
-        raise ValueError(f"{path} names other classes than {name}")
-    workers = recipe.workers(len(test)) if args.workers is None else args.workers
-
-    def work():
-        found = evaluate(model, test, device, then["test_resize"], workers)
-        ranks.say("{}: fine-tuned top-1 {top1:.2f}%, mean per class {per_class:.2f}%".format(name, **found))
-        record(path, "finetune", name, found)
-
-    return work
-
-
 def arguments():
     words = __doc__.split("\n\n")
     kind = argparse.RawDescriptionHelpFormatter
@@ -259,10 +226,9 @@ def arguments():
     count, natural, number = console.positive_int, console.natural, console.positive_float
     not_negative, share, add = console.not_negative, console.share, parser.add_argument
     add("--checkpoint", required=True, help="a run folder, its checkpoint.pt or a published weight file")
-    add("--data", help="the labelled set (default: scenes; with --evaluate that of the run)")
-    add("--root", help="folder that holds the sets (default: data; with --evaluate that of the run)")
+    add("--data", default="scenes", help="the labelled set (default: %(default)s)")
+    add("--root", default="data", help="folder that holds the sets (default: %(default)s)")
     add("--image-size", type=count, help="side of the images, pixels (default: the checkpoint's)")
-    add("--evaluate", action="store_true", help="only test a fine-tuned checkpoint")
     add("--epochs", type=count, help="passes over the images; this and what follows: default the recipe's")
     add("--warmup-epochs", type=not_negative, help="epochs of linear warm-up")
     add("--batch-size", type=count, help="images in a step, over all ranks")
@@ -291,19 +257,12 @@ def arguments():
 def main(argv=None):
     parser = arguments()
     args = parser.parse_args(argv)
-    if not args.evaluate:
-        args.data, args.root = args.data or "scenes", args.root or "data"
-
-    def command():
-        try:
-            work = test_only(args) if args.evaluate else set_up(args)
-        except (ValueError, OSError) as error:
-            console.fail(parser, error)
-        work()
-        ranks.stop()
-
-    return console.guarded(command)
+    try:
+        work = set_up(args)
+    except (ValueError, OSError) as error:
+        console.fail(parser, error)
+    return console.guarded(work)
 
 
 if __name__ == "__main__":
-    ranks.leave(main())
+    ranks.leave(console.guarded(main))

@@ -17,7 +17,7 @@ import slip
 from text import Tokenizer
 from vit import SIZES
 
-# Flags that may change on resume; they do not affect the result.
+# Flags that may change on resume: the same run, though perhaps not to the last bit.
 FREE = set("out root workers device micro_batch save_every recompute compile".split())
 DATA = """scenes (built in); imagenet or another set of python zeroshot.py --list; coco, cc3m, cc12m, redcaps,
 yfcc15m; a table FILE.tsv, .csv or .jsonl of path and caption; shards 'DIR/{00000..00331}.tar'; or a folder
@@ -57,7 +57,7 @@ def arguments(examples):
     add("--light-crop", type=share, help="smallest share of the image in a light crop (the paper: 0.5)")
     add("--strong-crop", type=share, help="the same in a strong view (the paper: 0.08)")
     add = parser.add_argument_group("how").add_argument
-    small = f"defaults of the other flags (default: small for sets of fewer than {recipe.SMALL_SET:,} images)"
+    small = f"other defaults (default: small for fewer than {recipe.SMALL_SET:,} images and known small sets)"
     add("--recipe", choices=["paper", "small"], help=small)
     add("--epochs", type=count, help="passes over the images")
     add("--max-steps", type=count, help="end, and the cosine with it, after so many steps")

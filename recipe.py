@@ -22,7 +22,7 @@ METHOD = {  # method: lr, wd at batch 4096; another --batch-size leaves them as 
     "clip": dict(lr=5e-4, wd=0.5),
     "simclr": dict(lr=3.2e-3, wd=0.1),
 }
-for partner in ("mocov3", "byol", "beit"):  # whose values are not published: those of SimCLR
+for partner in ("mocov3", "byol", "beit"):  # not published: slip-X takes SLIP's values, X SimCLR's
     METHOD |= {f"slip-{partner}": METHOD["slip"], partner: METHOD["simclr"]}
 PAPER_SETS = {"cc3m": dict(epochs=40), "cc12m": dict(epochs=35)}
 # Sets of fewer than 20,000 images, and those below: ours, for two CPU cores.
@@ -54,7 +54,7 @@ FINETUNE_SMALL = FINETUNE | dict(epochs=5, warmup_epochs=0.5, batch_size=64, lr=
 FINETUNE_SMALL |= dict(mixup=0.0, cutmix=0.0, randaugment=0.0, erasing=0.0, crop=0.9, test_resize=1.0)
 FINETUNE_SETS = {"fashionmnist": dict(epochs=1, warmup_epochs=0.1), "cifar10": dict(epochs=10)}
 # Linear classification. The rate is MoCo v3's rule, 0.1 x batch / 256; the published script divides the batch
-# by the ranks first, which gives 0.00625 on 8 GPUs where the rule gives 0.4: not taken.
+# by the ranks first: a slip, not taken.
 LINEAR = dict(epochs=90, batch_size=1024, lr=0.1, lr_batch=256)
 LINEAR |= dict(momentum=0.9, crop=0.08, test_resize=256 / 224)
 

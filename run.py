@@ -1,4 +1,4 @@
-"""A run: its folder, log and signals. Pieces that a training loop calls; the loop is its own.
+"""A run: its folder, log and signals. Pieces that a training loop calls; each command writes its own loop.
 
     run = open_run(settings, free, columns)         a new run, or the same one resumed
     for step, batch in run.batches(loader_for):     seeds the step; ends early after a signal
@@ -40,7 +40,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(BaseException):
-    """A signal came while the only rank waited for images. No Exception: no reader of images may catch it."""
+    """A signal while the only rank waits for images; `except Exception` in a reader must not catch it."""
 
 
 def open_run(settings, free, columns):
@@ -139,7 +139,7 @@ class Run:
             raise Interrupted
 
     def check_finite(self, stats, lr):
-        """Raises Stop, before the optimizer's step, if the loss or the gradient is no number."""
+        """Raises Stop, before the optimizer's step, if the loss or the gradient is not finite."""
         if not (math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"])):
             path = os.path.join(self.out, CHECKPOINT)
             kept = f"the last good checkpoint is {path}" if os.path.exists(path) else "none was saved yet"
@@ -203,7 +203,7 @@ class Run:
         self.write("log.csv", lambda path: write_text(path, as_csv(self.columns, self.rows)))
 
     def write(self, name, writer):
-        """Rank 0 calls writer(path), which writes and renames; a full disk is Stop, the old file stays."""
+        """Rank 0 calls writer(path), which writes and renames; a full disk raises Stop; the old one stays."""
         path = os.path.join(self.out, name)
         try:
             if ranks.rank() == 0:
@@ -211,7 +211,7 @@ class Run:
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             Path(f"{path}.tmp").unlink(missing_ok=True)
             raise Stop(
-                f"cannot write {path}, the file before is whole: {str(error).splitlines()[0]}"
+                f"cannot write {path}, the previous file is intact: {str(error).splitlines()[0]}"
             ) from None
 
     def finish(self, model, optimizer):

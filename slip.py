@@ -80,7 +80,7 @@ def in_chunks(function, batch, micro_batch=None, recompute=False, random=False, 
 
 
 class SLIP(nn.Module):
-    """The towers and heads of a Config; parts which its method has no use for are None."""
+    """The towers and heads of a Config; `text` and `branch` are None where its method has none."""
 
     def __init__(self, config):
         super().__init__()

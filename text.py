@@ -6,7 +6,6 @@ Paper: implementation details; the text side is CLIP's (Radford et al. 2021), by
     captions -> tokens [B, L] -> embedded [B, L, D] -> blocks [B, L, D] -> features [B, D];  L <= 77, D = 512
 """
 
-import argparse
 import functools
 import gzip
 import html
@@ -185,18 +184,3 @@ class TextTransformer(nn.Module):
         """Tokens [B, L] -> features [B, D], each the end token's, which has the largest id of its row."""
         rows = torch.arange(len(tokens), device=tokens.device)
         return self.encode(tokens)[rows, tokens.argmax(dim=1)]
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(description="Follow a caption through the tokenizer and the text tower.")
-    parser.add_argument("caption", nargs="?", default="A photo of two sleeping cats.", help="any text")
-    caption = parser.parse_args(argv).caption
-    tokenizer = Tokenizer.train(["a photo of a dog", "two dogs sleeping", "photos of two cats"])
-    tower, tokens = TextTransformer(tokenizer.vocab_size, depth=2), tokenizer(caption)
-    print(f"clean     {clean(caption)!r}")
-    print(f"pieces    {[tokenizer.decode([i]) for i in tokenizer.encode(caption)]}")
-    print(f"tokens    {tokens[0].tolist()} -> features {list(tower(tokens).shape)}")
-
-
-if __name__ == "__main__":
-    main()

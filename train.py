@@ -103,7 +103,7 @@ def train(model, run, settings, device, views, watch):
         run.check_finite(stats, lr)
         optimizer.step()
         if model.text is not None:
-            model.logit_scale.data.clamp_(0, 4.6052)  # its logarithm; published so, log 100 is 4.60517
+            model.logit_scale.data.clamp_(0, 4.6052)  # the logarithm of at most 100, as published
             stats["logit_scale"] = model.logit_scale.exp().item()
         if model.branch is not None:
             model.branch.after_step(model.visual, (step + 1) / settings.steps)

@@ -109,14 +109,3 @@ def interpolate_positions(positions, side):
 
 def count_parameters(module):
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def main():
-    vit = ViT(**SIZES["vit_b16"])
-    tokens = vit.encode(vit.patch_embed(torch.zeros(2, 3, 224, 224)))
-    print(f"ViT-B/16: {count_parameters(vit):,} parameters, {len(vit.blocks)} blocks")
-    print(f"two images -> tokens {list(tokens.shape)} -> features {list(tokens[:, 0].shape)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from vit import SIZES, PatchEmbed, ViT, count_parameters, interpolate_positions, main
+from vit import SIZES, PatchEmbed, ViT, count_parameters, interpolate_positions
 
 
 @pytest.mark.parametrize("name, count", [("s", 21_665_664), ("b", 85_798_656), ("l", 303_301_632)])
@@ -43,8 +43,10 @@ def test_positions_of_another_size_are_resized_row_by_row():
     torch.testing.assert_close(grid[:, 2:] - grid[:, :-2], torch.ones(6, 4), rtol=0, atol=1e-4)
 
 
-def test_other_sizes_are_refused_in_a_sentence_and_the_page_shows_shapes(capsys):
+def test_other_sizes_are_refused_in_a_sentence():
     with pytest.raises(ValueError, match="30 is not a multiple of the patch size 8"):
         ViT(image_size=30, patch=8, width=16, depth=1, heads=2)
-    main()
-    assert "tokens [2, 197, 768] -> features [2, 768]" in capsys.readouterr().out
+
+
+def test_vit_s_has_twelve_heads():
+    assert SIZES["vit_s16"]["heads"] == 12  # as in MoCo v3; others have 6
