@@ -50,7 +50,8 @@ def one_step(method):
     batch = {n: ranks.share(v) for n, v in batch.items()}
     settings = types.SimpleNamespace(partner=slip.METHODS[method][1], micro_batch=3, recompute=True,
                                      precision="fp32", ssl_scale=1.0, mask_same_class=False)
-    loss, _ = train.objective(ranks.wrap(model), batch, settings, cpu)
+    wrapped = ranks.wrap(model)  # which must live until the backward pass is over
+    loss, _ = train.objective(wrapped, batch, settings, cpu)
     loss.backward()
     if model.branch is not None:
         with torch.no_grad():
