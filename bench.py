@@ -1,8 +1,8 @@
 """What it costs, beside a plain reference timed in the same run: a ratio means something on any machine.
 
-    python bench.py [step --model vit_b16 --batch 512]      # without a part: all three
+    python bench.py [step --model vit_b16 --batch 512]      # without a part: both
 
-step: SLIP against one view (published: 4.25). input: JPEG views against torchvision's. host: order, tokens.
+step: SLIP against one view (published: 4.25). host: what a step of 4,096 rows costs the processes that load.
 """
 
 import argparse
@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import torch
 from PIL import Image
 from torch.utils.benchmark import Timer
-from torchvision import transforms as T
 
 import augment
 import data
@@ -56,20 +55,6 @@ def bench_step(args, device, views):
     print(f"step: {args.batch} rows {words}: {ours:.2f} s, {ours / reference:.2f} times one view")
 
 
-def bench_input(args, device, views):
-    colour = [T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8), T.RandomGrayscale(0.2)]
-    colour += [T.RandomApply([T.GaussianBlur(13, (0.1, 2.0))], 0.5), T.RandomHorizontalFlip()]
-    light = T.Compose([T.RandomResizedCrop(224, (0.5, 1)), T.ToTensor()])
-    strong = T.Compose([T.RandomResizedCrop(224, (0.08, 1)), *colour, T.ToTensor()])
-
-    def plain():
-        image = Image.open(PATH).convert("RGB")
-        return light(image), strong(image), strong(image)
-
-    reference, ours = seconds(plain), seconds(lambda: [views[(0, i), (0, i)] for i in range(16)]) / 16
-    print(f"input: torchvision {1000 * reference:.1f} ms an image, ours {ours / reference:.2f} of it")
-
-
 def bench_host(args, device, views):
     batches, tokenizer = data.Batches(10**7, None, 4096, 0, range(8), ranks.share), Tokenizer.train(CAPTIONS)
     order, tokens = seconds(lambda: list(batches)) / 8, seconds(lambda: tokenizer(CAPTIONS))
@@ -78,7 +63,7 @@ def bench_host(args, device, views):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Time the parts against plain references, in one run.")
-    parts = {"step": bench_step, "input": bench_input, "host": bench_host}
+    parts = {"step": bench_step, "host": bench_host}
     parser.add_argument("part", nargs="?", choices=parts, help="this one only")
     parser.add_argument("--model", choices=vit.SIZES, default="vit_s16", help="of step")
     parser.add_argument("--batch", type=int, default=16, help="of step, 4,096 at most")

@@ -2,8 +2,6 @@
 
 Paper: implementation details (mixed precision; a batch of 4096 over 64 GPUs). Where the batch does not fit,
 it goes through the towers in chunks whose activations are recomputed in the backward pass (slip.in_chunks).
-
-    (model, rows on this rank, device) -> plan_chunks -> rows of a chunk, recompute?
 """
 
 import math

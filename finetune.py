@@ -7,8 +7,6 @@ Paper: end-to-end fine-tuning. The recipe is BEiT's: layer decay, drop path, mix
 random erasing. The class token's feature [B, D] goes into the head. best.pt is chosen on a held-out part of
 the training set. An image is mixed with one of its own rank's. Left to others: values and layers' rates
 (recipe.py), the run's folder (run.py).
-
-    images [B, 3, S, S] -> strong_view (each, on the host) -> mix (of a batch) -> Classifier -> logits [B, K]
 """
 
 import argparse
@@ -96,8 +94,7 @@ def mix(images, labels, classes, mixup, cutmix):
 
 def objective(model, batch, settings, device):
     """Soft cross entropy on a mixed batch -> (loss, {name: scalar for the log})."""
-    # The loop seeded by the step, the same on all ranks.
-    torch.manual_seed(torch.initial_seed() + (ranks.rank() << 40))
+    torch.manual_seed(torch.initial_seed() + (ranks.rank() << 40))  # the step's seed is that of all ranks
     images = augment.normalise(batch["images"]) if batch["images"].dtype == torch.uint8 else batch["images"]
     classes = len(settings.classes)
     images, targets = mix(images, batch["labels"], classes, settings.mixup, settings.cutmix)
@@ -233,15 +230,12 @@ def arguments():
     add("--warmup-epochs", type=not_negative, help="epochs of linear warm-up")
     add("--batch-size", type=count, help="images in a step, over all ranks")
     add("--wd", type=not_negative, help="weight decay of matrices")
-    add("--layer-decay", type=number, help="a layer's learning rate over that of the layer above it")
     add("--drop-path", type=share, help="probability of skipping the last block's branches")
     add("--mixup", type=not_negative, help="alpha of mixup, 0: none")
     add("--cutmix", type=not_negative, help="alpha of cutmix, 0: none; a batch gets one of the two")
-    add("--smoothing", type=share, help="label smoothing")
     add("--randaugment", type=not_negative, help="magnitude of RandAugment, of 10, 0: none")
     add("--erasing", type=share, help="probability of erasing a box")
     add("--crop", type=share, help="smallest share of the image in a crop")
-    add("--test-resize", type=number, help="short side of a test image over the side of its centre crop")
     add("--lr", type=number, help="peak rate of the head (default: the recipe's, in proportion to the batch)")
     add("--max-steps", type=count, help="end, and the cosine with it, after so many steps")
     add("--clip-grad", type=number, help="largest norm of the gradient (default: no limit)")

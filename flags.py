@@ -19,11 +19,9 @@ from vit import SIZES
 
 # Flags that may change on resume: the same run, though perhaps not to the last bit.
 FREE = set("out root workers device micro_batch save_every recompute compile".split())
-DATA = """scenes (built in); imagenet or another set of python zeroshot.py --list; coco, cc3m, cc12m, redcaps,
-yfcc15m; a table FILE.tsv, .csv or .jsonl of path and caption; shards 'DIR/{00000..00331}.tar'; or a folder
-under --root with train/<class name>/, or with x.jpg and x.txt (default: %(default)s)"""
-TESTS = """labelled test sets to measure after each epoch, with commas between, or none (default: the set
-itself where it has classes, else imagenet if it is there)"""
+DATA = """scenes (built in); a set of python zeroshot.py --list; coco, cc3m, cc12m, yfcc15m; a table of path
+and caption; shards 'DIR/{00000..00331}.tar'; a folder with train/<class>/, or with x.jpg and x.txt"""
+TESTS = "test sets to measure after each epoch, by commas, or none (default: the set itself, or imagenet)"
 
 
 def arguments(examples):

@@ -9,7 +9,6 @@ Left to others: ranks. Features are gathered first (ranks.py), so a batch is alw
 All is float32, under autocast too: bf16 has 8 bits for similarities that are scaled by up to 100.
 """
 
-import argparse
 import math
 
 import torch
@@ -60,20 +59,3 @@ def nt_xent(z1, z2, temperature=0.1):
         labels = torch.arange(len(z), device=z.device).roll(len(z1))  # the other view of i stands at i + B
         loss = F.cross_entropy(logits, labels)
     return loss, (logits.argmax(1) == labels).float().mean()
-
-
-def main(argv=None):
-    argparse.ArgumentParser(description="Both losses on known embeddings of a batch of 256.").parse_args(argv)
-    torch.manual_seed(0)
-    print("scale 1/0.07, temperature 0.1           InfoNCE  NT-Xent")
-    for name, left, right in [
-        ("perfect: pairs equal, at right angles", torch.eye(256), torch.eye(256)),
-        ("collapsed: all the same", torch.ones(256, 8), torch.ones(256, 8)),
-        ("random: nothing learned", torch.randn(256, 4096), torch.randn(256, 4096)),
-    ]:
-        print(f"{name:<38} {info_nce(left, right, 1 / 0.07)[0]:8.4f} {nt_xent(left, right)[0]:8.4f}")
-    print(f"chance: log B and log(2B - 1)          {math.log(256):8.4f} {math.log(511):8.4f}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,5 @@
 """A run: its folder, log and signals. Pieces that a training loop calls; each command writes its own loop.
 
-    run = open_run(settings, free, columns)         a new run, or the same one resumed
-    for step, batch in run.batches(loader_for):     seeds the step; ends early after a signal
-        ...                                         the loop's own: rate, loss, backward pass, optimizer
-        run.record(stats, lr)
-        if run.epoch_ended: run.end_epoch(measured, score, model)
-        if run.must_save: run.save(model, optimizer)
-    run.finish(model, optimizer)                    after a signal: saves, and raises Stop
-
 The resume policy:
  1. Everything random in a step is a function of (seed, step), and a sample of (seed, epoch, index). So no
     random state is saved. A resumed run is equal bit for bit on one machine with the same ranks and chunks,

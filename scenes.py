@@ -1,12 +1,10 @@
 """Small images with captions as people write them on the web: the data set that needs no download.
 
-    python scenes.py                               # 24 images on one sheet, scenes.png; captions printed
     python scenes.py --out photos --count 200      # photos/00012-red-boat.png, 00012-red-boat.txt, ...
 
 A scene (kind of thing, colour, texture, size, background) is drawn at random. Its caption names part of it,
-or nothing at all, or something wrong: of the 100 million photos behind YFCC15M five in six have no title or
-description in English words (CLIP's paper). SHARES follows that in spirit, unmeasured; it was set once, after
-one trial in which SLIP was far ahead of CLIP; `kinds_told` of `build` shows how that lead depends on it.
+nothing, or something wrong: of the 100 million photos behind YFCC15M five in six have no title or description
+in English words (CLIP's paper). SHARES was set once in that spirit, after a trial in which SLIP led by far.
 """
 
 import argparse
@@ -18,7 +16,6 @@ from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
-from einops import rearrange
 from PIL import Image, ImageDraw
 
 # What captions name, as shares of all captions: 30% name the kind and 38% the colour.
@@ -179,23 +176,18 @@ def build(split, count, seed=0, size=32, kinds_told=None, curated=True):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Save drawn images with their captions.")
-    parser.add_argument("--out", default="scenes.png", help="one sheet, or a folder (default: %(default)s)")
+    """An image and its caption to a file each, named after what is drawn."""
+    parser = argparse.ArgumentParser(description="Save drawn images, x.png, with their captions, x.txt.")
+    parser.add_argument("--out", default="scenes", help="folder (default: %(default)s)")
     parser.add_argument("--count", type=int, default=24, help="images (default: %(default)s)")
     args = parser.parse_args(argv)
     out, data = Path(args.out), build("train", args.count)
-    if out.suffix:  # whole rows of eight images, enlarged; their captions are printed
-        images = data["images"][: args.count // 8 * 8]
-        sheet = rearrange(images, "(row column) h w c -> (row h) (column w) c", column=8)
-        Image.fromarray(sheet.repeat(3, axis=0).repeat(3, axis=1)).save(out)
-        print("\n".join(data["captions"]))
-    else:  # an image and its caption to a file, named after what is drawn
-        out.mkdir(parents=True, exist_ok=True)
-        for i, text in enumerate(data["captions"]):
-            colour, kind = (NAMES[what][data[what][i]] for what in ("colour", "kind"))
-            path = out / f"{i:05d}-{colour}-{kind}.png"
-            Image.fromarray(data["images"][i]).save(path)
-            path.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
+    out.mkdir(parents=True, exist_ok=True)
+    for i, text in enumerate(data["captions"]):
+        colour, kind = (NAMES[what][data[what][i]] for what in ("colour", "kind"))
+        path = out / f"{i:05d}-{colour}-{kind}.png"
+        Image.fromarray(data["images"][i]).save(path)
+        path.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

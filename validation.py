@@ -1,8 +1,5 @@
 """Validation: what is measured after each epoch of pre-training, and the score by which best.pt is chosen.
 
-    labelled test sets, by zero-shot -> columns of the log, and nothing else
-    held-out part of the training set -> a column and the score
-
 Left to others: prompts and recall (zeroshot.py), metrics and neighbours (evaluate.py).
 """
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from losses import info_nce, main, nt_xent
+from losses import info_nce, nt_xent
 
 
 def naive_info_nce(image, text, scale, same):
@@ -110,10 +110,8 @@ def test_losses_are_float32_under_bf16_autocast_and_for_bf16_embeddings(stored):
     assert all(torch.equal(x, y) and x.dtype == torch.float32 for x, y in zip(found, expected))
 
 
-def test_unequal_shapes_are_one_sentence_and_the_page_shows_chance(capsys):
+def test_unequal_shapes_are_one_sentence():
     with pytest.raises(ValueError, match=r"found .*\[3, 4\].*\[2, 4\].*expected"):
         info_nce(torch.ones(3, 4), torch.ones(2, 4), 1.0)
     with pytest.raises(ValueError, match="expected equal shapes"):
         nt_xent(torch.ones(3, 4), torch.ones(3, 5))
-    main([])
-    assert "5.5452   6.2364" in capsys.readouterr().out  # log 256, log 511
