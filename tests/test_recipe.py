@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-import flags
 import recipe
 import slip
 
@@ -32,13 +31,6 @@ def test_small_sets_get_the_small_recipe_unless_the_papers_is_asked_for():
     assert recipe.recipe("slip", "clipart", 1_274, "paper")["model"] == "vit_b16"
     assert recipe.recipe("slip", "clipart", 20_000)["recipe"] == "paper"
     assert recipe.recipe("slip", "fashionmnist", 57_000)["recipe"] == "small"
-
-
-def test_every_value_belongs_to_a_flag_that_is_left_out_by_default():
-    known = vars(flags.arguments("").parse_args([]))
-    for method in slip.METHODS:
-        for name in [*recipe.SMALL_SETS, "imagenet"]:
-            assert all(known[flag] is None for flag in recipe.recipe(method, name))
 
 
 @pytest.mark.parametrize("steps, warmup", [(100, 10), (10_000, 400), (50, 0)])
