@@ -219,7 +219,8 @@ def test_what_a_terminal_cannot_show_is_replaced(tmp_path):
     assert (tmp_path / "ascii").read_text() == "a ? and a boat\n"
 
 
-def test_memory_is_counted_by_the_methods_own_views_and_precision():
+def test_memory_is_counted_by_the_methods_own_views_and_precision(monkeypatch):
+    monkeypatch.delattr(os, "sysconf")  # as on Windows
     model = slip.build(slip.configure("simclr", "vit_tiny"))
     cpu = torch.device("cpu")
     chunk, again, words = device.plan_chunks(model, 64, cpu, views=2)

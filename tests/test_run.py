@@ -94,7 +94,8 @@ def test_a_run_ends_with_its_rows_in_log_and_checkpoint(tmp_path):
     assert slip.read_checkpoint(tmp_path / "best.pt")["run"]["step"] == 8
 
 
-def test_a_row_is_the_mean_of_its_epoch(tmp_path):
+def test_a_row_is_the_mean_of_its_epoch(tmp_path, monkeypatch):
+    monkeypatch.delattr(signal, "pthread_sigmask")  # as on Windows
     drawn = [torch.manual_seed(step) and torch.rand(()).item() for step in range(10)]
     for row, part in zip(train(tmp_path)[1].rows, (drawn[:4], drawn[4:8], drawn[8:])):
         assert row["drawn"] == pytest.approx(sum(part) / len(part), rel=1e-6)  # float32
