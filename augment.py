@@ -95,7 +95,7 @@ def draw(rng, recipe):
 
 def block_mask(rng, side, share):
     """Which patches are hidden, in blocks (BEiT's algorithm 1) -> bool [side * side], exactly the share True.
-    A block has 16 of 14 x 14 patches or more, its aspect is 0.3 to 1 / 0.3; one that is too large is left."""
+    A block has at least 16 of 14 x 14 patches, its aspect is 0.3 to 1 / 0.3; one too large is not used."""
     mask, wanted = np.zeros((side, side), bool), round(share * side * side)
     while left := wanted - int(mask.sum()):
         area = rng.uniform(min(left, side * side * 16 / 196), left)

@@ -190,7 +190,7 @@ class EvaluationViews(Dataset):
 
 
 def collate(samples, tokenizer=None, context=77):
-    """Samples -> a batch: tensors stacked, captions, with a tokenizer, "tokens" int64 [b, context]."""
+    """Samples -> a batch: tensors stacked; captions, or with a tokenizer "tokens" int64 [b, L]."""
     batch = {"skipped": [line for sample in samples for line in sample.pop("skipped")]}
     for name in samples[0]:
         values = [sample[name] for sample in samples]

@@ -27,7 +27,7 @@ from vit import SIZES, ViT, count_parameters
 METHODS = {"slip": (True, "simclr"), "clip": (True, None), "simclr": (False, "simclr")}
 for name in ("mocov3", "byol", "beit"):  # method: (has the language loss, self-supervised partner)
     METHODS |= {f"slip-{name}": (True, name), name: (False, name)}
-TEXT = {  # text tower, joint space and SSL head beside our small towers; the paper's three have Config's
+TEXT = {  # text tower, joint space and SSL head of our two small models; the others have Config's
     "vit_tiny": dict(text_width=128, text_depth=2, text_heads=4, embed=128, ssl_hidden=512, ssl_out=128),
     "vit_ti16": dict(text_width=256, text_depth=6, text_heads=4, ssl_hidden=1024),
 }
@@ -70,7 +70,7 @@ def build(name):
 def in_chunks(function, batch, micro_batch=None, recompute=False, random=False, prepare=dict):
     """Apply `function`, dict of rows -> {name: features [b, ...]}, to a batch, `micro_batch` rows at a time.
     `prepare` is applied to a chunk before. `recompute`: a chunk's activations are computed again in the
-    backward pass, the gradient is the same. `random`: the function draws, and must draw the same again."""
+    backward pass, the gradient is the same. `random`: it draws, and must draw the same again."""
     if recompute and torch.is_grad_enabled():
         function = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=random)
     size, parts = micro_batch or len(next(iter(batch.values()))), []

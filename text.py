@@ -27,13 +27,13 @@ CURLY = dict.fromkeys(range(0x2018, 0x201C), "'") | dict.fromkeys(range(0x201C, 
 
 def clean(text):
     """Without HTML's entities, curly quotes, capitals, spare spaces: "A  Cat&rsquo;s" -> "a cat's".
-    It makes the ids CLIP's on usual text; of what its package ftfy repairs, only entities and quotes."""
-    text = text if "<" in text else html.unescape(text)  # beside tags CLIP does the quotes first
+    The ids are CLIP's on usual text. CLIP repairs text with ftfy; we repair entities and curly quotes."""
+    text = text if "<" in text else html.unescape(text)  # with tags, quotes come first, as in CLIP
     text = unicodedata.normalize("NFC", text.translate(CURLY))
     return " ".join(html.unescape(html.unescape(text)).split()).lower()
 
 
-# Merges stay within a piece. CLIP tells letters from numerals; \w is both: numerals get spaces around them.
+# Merges stay within a piece. CLIP tells letters from numerals; Python's \w is both: numerals get spaces.
 PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W_]+|(?:[^\w\s]|_)+")
 ALONE = {ord(c): f" {c} " for c in map(chr, range(0x20000)) if c.isnumeric() and not c.isalpha()}  # 7 ½ ² Ⅷ
 
@@ -80,7 +80,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, captions, vocab_size=49408):
-        """Merge the most frequent pair, of equals that of smaller ids, until full or none occurs twice."""
+        """Merge the most frequent pair (ties: smaller ids) until the ids are full or no pair repeats."""
         frequency = Counter(word for caption in captions for word in split(caption))
         words, times = [byte_ids(word) for word in frequency], list(frequency.values())
         count, where = Counter(), defaultdict(set)  # pair -> how often; pair -> words that hold it, or did
@@ -108,7 +108,7 @@ class Tokenizer:
 
     @classmethod
     def clip(cls, path=None):
-        """CLIP's 49,408 ids, from bpe_simple_vocab_16e6.txt.gz, by default open_clip's. FileNotFoundError."""
+        """CLIP's 49,408 ids, by default from open_clip's file. Raises FileNotFoundError."""
         package = importlib.util.find_spec("open_clip")  # found, not imported
         installed = package.origin if package else "open_clip"
         path = Path(path or Path(installed).with_name("bpe_simple_vocab_16e6.txt.gz"))

@@ -97,7 +97,7 @@ def recall(images, texts, owner, ks=(1, 5, 10)):
     """Recall at k both ways: {"image to text": {k: per cent}, "text to image": {k: per cent}}.
 
     images [N, E], texts [M, E] of unit length, owner [M]: the image of each caption. An image finds a caption
-    if any of its own is among the k nearest. A stranger as near as the right one goes before it.
+    if any of its own is among the k nearest. Ties count as misses.
     """
     own = torch.arange(len(images), device=owner.device)
     ways = {"image to text": (images, own, texts, owner), "text to image": (texts, owner, images, own)}
@@ -113,7 +113,7 @@ def recall(images, texts, owner, ks=(1, 5, 10)):
 
 
 def open_pairs(args, run_args):
-    """-> (captioned set, its split): "test", else "val", held out of the run's own data, else "train"."""
+    """-> (captioned set, its split): "test" if it has captions; else what this run held out; else "train"."""
     source, split = sets.open_captions(args.data, args.root, "train" if args.split == "val" else args.split)
     trained, root = run_args.get("data", "other data"), run_args.get("root", "")
     own = args.data == trained and trained in sets.SCENES
@@ -121,7 +121,7 @@ def open_pairs(args, run_args):
     if args.split == "val" or (args.split is None and split == "train" and own):
         held = data.holdout(len(source), run_args["seed"])[1] if own else []
         if len(held) == 0:
-            raise ValueError(f"this run held nothing of {args.data} out: type --split train")
+            raise ValueError(f"this run held out no images of {args.data}: type --split train")
         source, split = subset(source, held), "val"
     chosen = data.permutation(len(source), 0, 0)[:RETRIEVED]
     return subset(source, sorted(chosen)), split
@@ -281,7 +281,7 @@ def set_up(args):
     if not args.checkpoint:
         raise ValueError("--checkpoint is missing: a run folder, its checkpoint.pt or published weights")
     if bool(args.folder) != bool(args.query) or bool(args.image) != bool(args.classes):
-        raise ValueError('go together: --image FILE --classes "a dog,a cat"; --folder DIR --query "a bus"')
+        raise ValueError('type both: --image FILE --classes "a dog,a cat"; --folder DIR --query "a bus"')
     if len(args.checkpoint) > 1 and (args.image or args.folder):
         raise ValueError(f"--image and --folder take one --checkpoint: found {len(args.checkpoint)}")
     device, models = ranks.start(args.device), {}
