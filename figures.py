@@ -1,7 +1,6 @@
 """Figures: a run drawn from its checkpoint and data, or a table of tables.py. It needs matplotlib.
 
 python figures.py runs/a runs/b --only curves --out curves.png      # one run laid over the other
-python figures.py --table main                                      # to runs/tables/main.png
 """
 
 import argparse
@@ -10,7 +9,6 @@ import textwrap
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 import augment
 import data
@@ -19,6 +17,11 @@ import slip
 import tables
 import zeroshot
 from images import subset
+
+try:
+    from matplotlib.figure import Figure
+except ImportError:
+    Figure = None  # main says so
 
 NO_TICKS = dict(subplot_kw=dict(xticks=[], yticks=[]))
 PANELS = ("loss", "clip_loss", "ssl_loss", "val_top1", "val_r1", "knn_top1", "zeroshot_")  # of the curves
@@ -148,6 +151,8 @@ def main(argv=None):
     add("--data", default="scenes", help="with --table: the set (default: %(default)s)")
     add("--out", metavar="FILE", help="the .png of one figure (default: FIGURE.png in RUN/figures)")
     args = parser.parse_args(argv)
+    if Figure is None:
+        parser.exit(2, f"{parser.prog} draws with matplotlib: type pip install matplotlib\n")
     try:
         runs = [] if args.table else [Run(path) for path in args.runs]
         folder = os.path.join(runs[0].folder, "figures") if runs else "runs/tables"

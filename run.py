@@ -238,8 +238,7 @@ def length(args, values, images, most=0.1):
 
 
 def unwrapped(model):
-    """The model inside DistributedDataParallel, or the model itself."""
-    return getattr(model, "module", model)
+    return getattr(model, "module", model)  # inside DistributedDataParallel
 
 
 def write_text(path, text):

@@ -1,7 +1,6 @@
 """Pre-training: one vision transformer, the sum of two losses. Paper: Algorithm 1, which is `objective`.
 
 python train.py                                      # the built-in scenes, minutes on a laptop
-python train.py --method clip --data fashionmnist     # another method, another set
 python train.py --data imagenet --epochs 25           # the paper's hyper-parameters; class names as captions
 torchrun --nproc_per_node=8 train.py --data yfcc15m   # the paper's data, on eight GPUs
 
@@ -47,21 +46,19 @@ def objective(model, batch, settings, device):
         if net.text is not None:
             image_embed = f["image"] @ net.image_projection  # f_i W_i: [B, E]
             text_embed = f["text"] @ net.text_projection  # f_t W_t: [B, E]
-            scale = net.logit_scale.exp()  # 1 / tau
-            clip_loss, clip_acc = info_nce(image_embed, text_embed, scale, same)
+            clip_loss, clip_acc = info_nce(image_embed, text_embed, net.logit_scale.exp(), same)
         if "image2" in f:  # --clip-views 2
             image_embed = f["image2"] @ net.image_projection
-            clip_loss = (clip_loss + info_nce(image_embed, text_embed, scale, same)[0]) / 2
+            clip_loss = (clip_loss + info_nce(image_embed, text_embed, net.logit_scale.exp(), same)[0]) / 2
         if settings.partner == "simclr":
             z1, z2 = net.branch.head(f["view1"]), net.branch.head(f["view2"])  # h(f_1), h(f_2): [B, E]
             ssl_loss, ssl_acc = nt_xent(z1, z2, net.branch.temperature)
         elif settings.partner:
             ssl_loss, ssl_acc = net.branch(f)
         loss = clip_loss + settings.ssl_scale * ssl_loss
-    stats = dict(
+    return loss, dict(
         loss=loss, clip_loss=clip_loss, ssl_loss=ssl_loss, clip_acc=100 * clip_acc, ssl_acc=100 * ssl_acc
     )
-    return loss, {name: value.detach() for name, value in stats.items()}
 
 
 def train(model, run, settings, device, views, watch):
@@ -99,7 +96,7 @@ def train(model, run, settings, device, views, watch):
         stats["grad_norm"] = torch.nn.utils.clip_grad_norm_(
             model.parameters(), settings.clip_grad or math.inf
         )
-        stats = {name: float(value) for name, value in stats.items() if name in run.columns}
+        stats = {name: value.item() for name, value in stats.items() if name in run.columns}
         run.check_finite(stats, lr)
         optimizer.step()
         if model.text is not None:

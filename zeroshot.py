@@ -5,7 +5,6 @@
     python zeroshot.py --checkpoint F --image cat.jpg --classes "a dog,a cat"  # a name for one image
     python zeroshot.py --checkpoint F --folder photos --query "a red bus"      # images for a sentence
     python zeroshot.py --checkpoint F --data coco --retrieval                  # captions and images
-    python zeroshot.py --list                                                  # sets, and how to get them
 
 Paper: zero-shot transfer, to 26 sets, each judged by its own metric. For each class every prompt is filled
 and encoded, each embedding normalised, their mean normalised again; the class with the largest cosine wins.

@@ -77,7 +77,7 @@ def toy_step(method, micro_batch=None, recompute=False, ssl_scale=1.0, **batch):
     settings |= dict(mask_same_class="classes" in rows, precision="fp32")
     loss, stats = train.objective(model, rows, SimpleNamespace(**settings), CPU)
     loss.backward()
-    return loss.item(), {name: float(value) for name, value in stats.items()}, model
+    return loss.item(), {name: value.item() for name, value in stats.items()}, model
 
 
 @pytest.fixture
