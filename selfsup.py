@@ -39,7 +39,7 @@ class Branch(nn.Module):
 
 
 class SimCLR(Branch):
-    """Two views of an image find each other. The head takes the tower's feature, not CLIP's embedding."""
+    """Two views of an image find each other. The head and CLIP's projection share the tower alone."""
 
     def __init__(self, tower, hidden=4096, out=256, temperature=0.1):
         super().__init__()
