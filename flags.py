@@ -26,9 +26,9 @@ TESTS = "test sets to measure after each epoch, by commas, or none (default: the
 
 def arguments(examples):
     parser = argparse.ArgumentParser(
-        description="Train SLIP, CLIP, or self-supervision alone. A flag left out takes the recipe's value "
-        "for the method and the data (recipe.py): for imagenet the paper's. The same line again resumes "
-        "a stopped run.",
+        description="Train SLIP, CLIP, or self-supervision alone. A flag left out takes the recipe's\n"
+        "value for the method and the data (recipe.py): for imagenet the paper's. The same\n"
+        "line again resumes a stopped run.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=examples,
     )
