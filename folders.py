@@ -55,7 +55,7 @@ def list_folder(folder, whole=False):
         labels += [len(classes) - 1] * len(images)
     if not paths or (whole and empty):
         flat = sum(map(is_image, os.listdir(folder)))  # ImageNet's validation images as the archive has them
-        found = f"{flat:,} are in no folder (of ImageNet LOC_val_solution.csv has their classes)"
+        found = f"{flat:,} are in no folder: move each to its class (of ImageNet see LOC_val_solution.csv)"
         raise FileNotFoundError(
             f"no images in {folder}/{(empty or ['<class>'])[0]}/*.jpg (.png, ...); {found}"
         )
