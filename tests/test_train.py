@@ -290,7 +290,7 @@ def test_a_wrong_command_line_is_one_sentence_and_exit_2(tmp_path, capsys, words
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_end_in_the_same_weights(tmp_path):
     """SIGKILL, resumed by the same line each time."""
-    words = [*SMALL, "--max-steps", "400", "--save-every", "5", "--zeroshot", "none"]
+    words = [*SMALL, "--max-steps", "200", "--save-every", "5", "--zeroshot", "none"]
     command = [sys.executable, "train.py", *words, "--out"]
     subprocess.run([*command, str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL)
     dice, kills = random.Random(0), 0
