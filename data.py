@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 import warnings
 from dataclasses import KW_ONLY, dataclass
@@ -204,6 +205,8 @@ def start_worker(_):
     """A signal to the whole group is for the main process, with which the worker ends, killed or not."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Called only by multiprocessing's thread that hands tensors over, when the main process leaves meanwhile.
+    sys.excepthook = lambda *_: None
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 

@@ -126,3 +126,20 @@ class Files(Arrays):
 
     def where(self, index):
         return os.fsdecode(self.images[index])
+
+
+class Opened(Dataset):
+    """Images that only torchvision's class gives; where it would be pickled it is opened again."""
+
+    def __init__(self, kind):
+        self.kind, self.images = kind, kind()
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        image, label = self.images[index]
+        return image.convert("RGB"), int(label)
+
+    def __reduce__(self):
+        return Opened, (self.kind,)

@@ -25,33 +25,10 @@ import run as runs
 import sets
 import slip
 from device import autocast
-from evaluate import METRICS, apply_to_set, metrics, record
+from evaluate import METRICS, apply_to_set, logistic_regression, metrics, record
 
 COLUMNS = ["epoch", "step", "loss", "grad_norm", "images_per_s", *METRICS]
 DECAYS = [10.0**power for power in range(0, -7, -1)]  # weight decays of the fast recipe
-GRADIENT = 1e-6  # its largest entry when L-BFGS has converged
-
-
-def logistic_regression(features, labels, classes, decay):
-    """The minimum of mean cross entropy + decay/2 |W|^2, features [n, D] float64 -> (W [K, D], b [K]). L-BFGS
-    works on V = W C, C C^T = mean of x x^T + decay I: correlated features then take a tenth of the steps.
-    """
-    moment = features.T @ features / len(features)  # [D, D]
-    inverse = torch.linalg.inv(torch.linalg.cholesky(moment + decay * torch.eye(len(moment))))
-    scaled, bias = features.new_zeros(classes, len(moment)), features.new_zeros(classes)
-    variables = scaled.requires_grad_(), bias.requires_grad_()
-    options = dict(max_iter=5000, tolerance_grad=GRADIENT, tolerance_change=0)
-    optimizer = torch.optim.LBFGS(variables, line_search_fn="strong_wolfe", **options)
-
-    def loss():
-        optimizer.zero_grad()
-        weight = scaled @ inverse
-        value = F.cross_entropy(features @ weight.T + bias, labels) + decay / 2 * weight.square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return (scaled @ inverse).detach(), bias.detach()
 
 
 def probe(train, train_labels, test, test_labels, classes):
@@ -87,13 +64,9 @@ def evaluate(model, train, test, device, workers=0):
 
 def set_up(args, path, model, train):
     """-> (head: features [B, D] -> logits [B, K], settings, run). Raises ValueError or OSError."""
-    count, world = len(train), ranks.world()
-    batch = args.batch_size or min(recipe.LINEAR["batch_size"], count // world * world)
-    if not 0 < batch <= count or batch % world:
-        raise ValueError(f"found --batch-size {batch}, expected 1 to {count}, a multiple of {world} ranks")
-    values = vars(args) | dict(checkpoint=path, image_size=model.config.image_size, batch_size=batch)
-    values |= dict(epoch_steps=count // batch, steps=args.epochs * (count // batch))
-    values["lr"] = args.lr or recipe.LINEAR["lr"] * batch / recipe.LINEAR["lr_batch"]
+    values = vars(args) | dict(checkpoint=path, image_size=model.config.image_size)
+    values |= runs.length(args, recipe.LINEAR | dict(epochs=args.epochs, warmup_epochs=0), len(train))
+    values["lr"] = args.lr or recipe.LINEAR["lr"] * values["batch_size"] / recipe.LINEAR["lr_batch"]
     values["out"] = args.out or os.path.join(os.path.dirname(path), f"linear-{args.data}")
     settings = dataclasses.make_dataclass("Settings", values, frozen=True)(**values)
     torch.manual_seed(args.seed)
@@ -159,6 +132,7 @@ def arguments():
     add("--lr", type=console.positive_float, help="first rate (default: 0.1 x batch / 256, MoCo v3's rule)")
     add("--seed", type=natural, default=0, help="of everything random (default: %(default)s)")
     add("--out", help="run folder (default: linear-DATA beside the checkpoint)")
+    parser.set_defaults(max_steps=None, warmup_epochs=None)  # for run.length
     return parser
 
 

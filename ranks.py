@@ -129,3 +129,7 @@ def wrap(model):
         return model
     # No device_ids: with them DDP moves every input to the GPU, also what must stay on the host.
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+def unwrap(model):
+    return getattr(model, "module", model)

@@ -178,7 +178,7 @@ class Run:
         self.printed, self.epoch_started, self.epoch_first = True, time.monotonic(), self.step
         if score is not None and (numbers["best"] is None or score > numbers["best"]):
             numbers |= {"best": score, "best_step": self.step}
-            self.write(BEST, lambda path: slip.save(path, unwrapped(model), self.summary()))
+            self.write(BEST, lambda path: slip.save(path, ranks.unwrap(model), self.summary()))
 
     def summary(self):
         """What a checkpoint says of its run, as plain data."""
@@ -191,8 +191,8 @@ class Run:
     def save(self, model, optimizer):
         """checkpoint.pt and log.csv."""
         run = self.summary() | {"optimizer": optimizer.state_dict()}
-        self.write(CHECKPOINT, lambda path: slip.save(path, unwrapped(model), run))
-        self.write("log.csv", lambda path: write_text(path, as_csv(self.columns, self.rows)))
+        self.write(CHECKPOINT, lambda path: slip.save(path, ranks.unwrap(model), run))
+        self.write("log.csv", lambda path: checkpoints.write_text(path, as_csv(self.columns, self.rows)))
 
     def write(self, name, writer):
         """Rank 0 calls writer(path), which writes and renames; a full disk raises Stop; the old one stays."""
@@ -235,17 +235,6 @@ def length(args, values, images, most=0.1):
             f"--warmup-epochs {args.warmup_epochs:g} are {warmup:g} steps of {steps}: type fewer"
         )
     return dict(batch_size=batch, epoch_steps=epoch_steps, steps=steps, warmup_steps=warmup)
-
-
-def unwrapped(model):
-    return getattr(model, "module", model)  # inside DistributedDataParallel
-
-
-def write_text(path, text):
-    """Write to a temporary name and rename: a reader finds the old file or the new one, whole."""
-    with open(f"{path}.tmp", "w", newline="", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(f"{path}.tmp", path)
 
 
 def as_csv(columns, rows):

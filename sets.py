@@ -21,13 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import torchvision
-from torch.utils.data import Dataset
 
 import captioned
 import scenes
 from data import fill_template as fill_template
-from folders import has_splits, list_folder, open_folders, read_text
-from images import Arrays, Files, Source, is_image, is_shortage, subset
+from folders import has_splits, list_folder, open_folders
+from images import Arrays, Files, Opened, Source, is_image, is_shortage, subset
 
 FACTS = json.loads(Path(__file__).with_name("sets.json").read_text(encoding="utf-8"))
 PAPER = FACTS["paper"]  # the names of its 26 sets, in its order
@@ -181,23 +180,6 @@ def read_library(name, root, arguments):
     return Source(name, Files(paths, np.array(labels)), getattr(dataset, "classes", None))
 
 
-class Opened(Dataset):
-    """Images that only torchvision's class gives; where it would be pickled it is opened again."""
-
-    def __init__(self, kind):
-        self.kind, self.images = kind, kind()
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        image, label = self.images[index]
-        return image.convert("RGB"), int(label)
-
-    def __reduce__(self):
-        return Opened, (self.kind,)
-
-
 def divide(labels, testing, training):
     """Indices of a split of a set that comes without one; labels [n]."""
     chosen = np.zeros(len(labels), bool)
@@ -220,17 +202,6 @@ def prompts(name):
 def caption_templates(name):
     """The templates in which a class name is a caption for training, with {}."""
     return FACTS["captions"].get(name, FACTS["captions"]["generic"])
-
-
-def read_published(path, name):
-    """The entry of a set in the published labels.json or templates.json. Raises ValueError or OSError."""
-    try:
-        table = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(table, dict) or not isinstance(table.get(name), list):
-        raise ValueError(f"{path} has no list under {name!r}: found {str(table):.60}")
-    return table[name]
 
 
 def class_names(name, classes):

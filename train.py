@@ -37,7 +37,7 @@ CLIP_ONLY, SSL_ONLY = {"clip_loss", "clip_acc", "logit_scale"}, {"ssl_loss", "ss
 
 def objective(model, batch, settings, device):
     """Algorithm 1 on a batch -> (loss, {name: scalar for the log}). CLIP and SimCLR lack one of the terms."""
-    net = runs.unwrapped(model)
+    net = ranks.unwrap(model)
     clip_loss = clip_acc = ssl_loss = ssl_acc = torch.zeros((), device=device)
     same = ranks.gather(batch["classes"]) if settings.mask_same_class else None
     with devices.autocast(device, settings.precision):

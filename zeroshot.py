@@ -15,6 +15,7 @@ Not here: metrics (evaluate.py); class names and prompts (sets.py).
 """
 
 import argparse
+import json
 import statistics
 from pathlib import Path
 
@@ -160,15 +161,26 @@ def open_task(name, args):
     source, templates = sets.open_source(name, args.root, "test"), sets.prompts(name)
     if source.classes is None:
         raise ValueError(f"{name} has captions, no classes: add --retrieval")
-    names = sets.read_published(args.labels, name) if args.labels else source.classes
+    names = read_published(args.labels, name) if args.labels else source.classes
     if args.templates:
         typed = "{}" in args.templates[0]
-        templates = args.templates if typed else sets.read_published(args.templates[0], name)
+        templates = args.templates if typed else read_published(args.templates[0], name)
     if len(names) != len(source.classes):
         raise ValueError(f"{args.labels} names {len(names)} classes, {name} has {len(source.classes)}")
     if not templates or not all("{}" in template for template in templates):
         raise ValueError(f"--templates for {name}: found {templates}, expected a {{}} in each")
     return Source(name, source.items, names, source.indices), templates
+
+
+def read_published(path, name):
+    """The entry of a set in the published labels.json or templates.json. Raises ValueError or OSError."""
+    try:
+        table = json.loads(folders.read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(table, dict) or not isinstance(table.get(name), list):
+        raise ValueError(f"{path} has no list under {name!r}: found {str(table):.60}")
+    return table[name]
 
 
 def seen_share(run_args, classes):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import evaluate
 import linear
 import scenes
 import sets
@@ -48,7 +49,7 @@ def test_the_gradient_is_zero_at_the_minimum(decay):
     """The loss is strictly convex in W: it has one minimum, where its gradient is zero."""
     features, labels = clusters(300, 4, apart=2)
     features = (features @ torch.randn(6, 6, generator=torch.Generator().manual_seed(0))).double()
-    weight, bias = (p.requires_grad_() for p in linear.logistic_regression(features, labels, 4, decay))
+    weight, bias = (p.requires_grad_() for p in evaluate.logistic_regression(features, labels, 4, decay))
     loss = F.cross_entropy(features @ weight.T + bias, labels) + decay / 2 * weight.square().sum()
     loss.backward()
     assert max(weight.grad.abs().max(), bias.grad.abs().max()) < 1e-5  # 0.2 at the start
@@ -56,7 +57,7 @@ def test_the_gradient_is_zero_at_the_minimum(decay):
 
 def test_two_points_have_the_minimum_that_calculus_gives():
     """x = +-1, one class each: W = (-w, w) with 2 w decay = 1 / (1 + exp(2 w)) * 2 / 2."""
-    weight, bias = linear.logistic_regression(
+    weight, bias = evaluate.logistic_regression(
         torch.tensor([[-1.0], [1.0]]).double(), torch.tensor([0, 1]), 2, 0.1
     )
     w = weight[1, 0].item()
@@ -162,7 +163,7 @@ def test_an_unreadable_training_image_is_left_out_and_a_test_image_ends_the_comm
     "words, sentence",
     [
         ("--data nothere", "unknown --data 'nothere'"),
-        ("--recipe sgd --batch-size 999", "found --batch-size 999, expected 1 to 120"),
+        ("--recipe sgd --batch-size 999", "found --batch-size 999, expected at most the 120 images"),
         ("--workers -1", "argument --workers: found -1, expected a whole number, 0 or more"),
         ("--checkpoint nothere", "no checkpoint at nothere"),
     ],

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import sets
+import zeroshot
 
 APPLE = b"\x00\x05\x16\x07" + bytes(196)  # what a Mac leaves beside a file on a foreign disk
 
@@ -198,12 +199,12 @@ def test_a_published_file_is_read_by_the_name_of_the_set(tmp_path):
     table = {"pets": ["Abyssinian", "café cat"], "cars": [["a", "b"], ["c"]], "food101": 7}
     (tmp_path / "labels.json").write_text("\ufeff" + json.dumps(table), encoding="utf-8")
     for name in ("pets", "cars"):
-        assert sets.read_published(tmp_path / "labels.json", name) == table[name]
+        assert zeroshot.read_published(tmp_path / "labels.json", name) == table[name]
     with pytest.raises(ValueError, match="no list under 'food101'"):
-        sets.read_published(tmp_path / "labels.json", "food101")
+        zeroshot.read_published(tmp_path / "labels.json", "food101")
     with pytest.raises(FileNotFoundError, match="nothere.json"):
-        sets.read_published(tmp_path / "nothere.json", "pets")
+        zeroshot.read_published(tmp_path / "nothere.json", "pets")
     for content, sentence in ((b'{"pets": ["cat"', "not JSON"), (b"\xff\xfe\x00", "not text in UTF-8")):
         (tmp_path / "labels.json").write_bytes(content)
         with pytest.raises(ValueError, match=f"labels.json is {sentence}"):
-            sets.read_published(tmp_path / "labels.json", "pets")
+            zeroshot.read_published(tmp_path / "labels.json", "pets")
