@@ -5,11 +5,15 @@ of ranks against the whole batch, workers against the main process.
 """
 
 import errno
+import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
+import time
+from multiprocessing import reduction
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +66,29 @@ def test_twenty_bad_images_in_a_row_are_an_error_in_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="20 images in a row .*12.png"):
         make_views(source)[(0, 0), (0, 0)]
     views = data.LabelledViews(source, 8, 0, 0.5)
+    batches = iter(data.loader(views, [[((0, 0), (0, 0))]], workers=1))
     with pytest.raises(data.Unreadable, match="20 images in a row"):  # from a worker
-        list(data.loader(views, [[((0, 0), (0, 0))]], workers=1))
+        next(batches)
+    batches._shutdown_workers()  # at once: as garbage it would take ten seconds
+
+
+def hand_over(pipe):
+    data.start_worker(0)
+    pipe.send(reduction.DupFd(0))
+    time.sleep(60)
+
+
+def test_a_worker_says_nothing_when_the_main_process_leaves_within_a_handover(capfd):
+    """As a signal may find it: connected, and gone before it has said who it is."""
+    ours, theirs = multiprocessing.Pipe()
+    worker = multiprocessing.Process(target=hand_over, args=(theirs,))
+    worker.start()
+    shared = ours.recv()
+    with socket.socket(socket.AF_UNIX) as leaving:
+        leaving.connect(shared._id[0])
+    shared.detach()  # served after the one that left
+    worker.kill()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_shortage_is_no_bad_image():

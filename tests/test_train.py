@@ -5,6 +5,7 @@ pytest tests/test_train.py            # and: pytest -m slow tests/test_train.py
 """
 
 import csv
+import functools
 import itertools
 import random
 import signal
@@ -27,12 +28,13 @@ from losses import info_nce
 
 SMALL = "--model vit_tiny --batch-size 32 --workers 0 --strong-crop 0.3".split()
 CPU = torch.device("cpu")
+drawn = functools.cache(scenes.build)
 
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch):
     """The built-in set, with as many images as a test can draw."""
-    small = {split: scenes.build(split, count, 0) for split, count in {"train": 640, "test": 240}.items()}
+    small = {split: drawn(split, count, 0) for split, count in {"train": 640, "test": 240}.items()}
     monkeypatch.setattr(sets, "drawn", lambda split, *_: small[split])
 
 
