@@ -8,12 +8,6 @@ import pytest
 import bench
 
 
-def test_an_unknown_part_is_refused(capsys):
-    with pytest.raises(SystemExit) as end:
-        bench.main(["speed"])
-    assert end.value.code == 2 and "invalid choice: 'speed'" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("part, words", [("host", "order"), ("step", "times one view")])
 def test_a_part_prints_its_figures(part, words, capsys):

@@ -25,8 +25,6 @@ import data
 from text import Tokenizer
 
 HERE = Path(__file__).parents[1]
-
-
 GOOD = 12
 
 
@@ -123,16 +121,6 @@ def test_a_class_is_captioned_by_its_templates_and_names_and_its_label_comes_alo
     assert said[1] == {"a shoe", "shoe {0} {x}", "a boot", "boot {0} {x}"}
     batch = data.collate([views[(0, i), (0, i)] for i in (1, 0, 1)])
     assert batch["classes"].tolist() == [1, 0, 1] and batch["classes"].dtype == torch.int64
-
-
-def test_labelled_views_are_drawn_anew_in_each_epoch():
-    def noisy(image):
-        return image + torch.rand(image.shape)
-
-    views = data.LabelledViews(plain([4, 5], list("abcdef")), 8, 0, 0.5, noisy)
-    first, again, next_epoch = (views[(epoch, 1), (epoch, 1)] for epoch in (0, 0, 1))
-    assert torch.equal(first["images"], again["images"]) and first["labels"] == 5
-    assert not torch.equal(first["images"], next_epoch["images"])
 
 
 def test_paths_of_any_bytes_and_subsets_give_back_what_was_put_in():
