@@ -1,7 +1,4 @@
-"""Bench: each part runs and prints its figures.
-
-pytest -m slow tests/test_bench.py
-"""
+"""Bench: each part runs and prints its figures."""
 
 import pytest
 

@@ -1,7 +1,4 @@
-"""Captioned sets: each format against what was written into it; other tools' files, right or refused by row.
-
-pytest tests/test_captioned.py
-"""
+"""Captioned sets: each format against what was written into it; other tools' files, or one sentence."""
 
 import csv
 import io

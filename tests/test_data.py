@@ -1,7 +1,5 @@
 """Data: bad images against what replaces them, samples against themselves in another order or process, shares
 of ranks against the whole batch, workers against the main process.
-
-    pytest tests/test_data.py         how workers end: pytest -m slow tests/test_data.py
 """
 
 import errno

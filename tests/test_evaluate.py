@@ -1,7 +1,5 @@
 """Evaluation: metrics against values counted by hand, AUC against all pairs; neighbours that are known; a
 function over a whole set, and over the shares of two ranks; what stands in results.json.
-
-    pytest tests/test_evaluate.py
 """
 
 import json

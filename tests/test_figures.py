@@ -1,7 +1,4 @@
-"""Figures of untrained runs: what is drawn, the numbers behind it beside naive versions, what is refused.
-
-pytest tests/test_figures.py
-"""
+"""Figures of untrained runs: what is drawn, the numbers behind it beside naive versions, what is refused."""
 
 import json
 import os

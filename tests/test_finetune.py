@@ -1,7 +1,5 @@
 """Fine-tuning: its parts against closed forms and naive float64 references; the command on images of one
 colour each must learn, resume bit for bit, and be tested again with what the run recorded.
-
-pytest tests/test_finetune.py
 """
 
 import csv

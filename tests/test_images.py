@@ -1,7 +1,4 @@
-"""Image files: odd ones against pixels known by construction, one image in many depths, damaged metadata.
-
-pytest tests/test_images.py
-"""
+"""Image files: odd ones against pixels known by construction, one image in many depths, damaged metadata."""
 
 import io
 import struct

@@ -1,7 +1,5 @@
 """The sets that torchvision knows: small ones in their true formats, the red of an image telling its label,
 with the labels, names and images that come out; damaged ones against one sentence.
-
-    pytest tests/test_libraries.py
 """
 
 import json

@@ -1,7 +1,5 @@
 """The linear probe: logistic regression at its minimum against closed forms, the same for any number of
 threads; an encoder left as it was, the paper's SGD, and the command.
-
-pytest tests/test_linear.py
 """
 
 import json

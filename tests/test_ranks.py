@@ -1,7 +1,5 @@
 """Ranks: the same step on 1, 2 and 4 gloo processes gives one loss and one gradient; a gather that would not
 is caught; Slurm's variables; folders that differ; device and memory.
-
-pytest tests/test_ranks.py            # and: pytest -m slow tests/test_ranks.py
 """
 
 import os

@@ -1,7 +1,5 @@
 """The README against the repository: flags that exist, files and tests that exist, Algorithm 1 as it stands
 in train.py, the Python that it shows.
-
-pytest tests/test_readme.py
 """
 
 import importlib

@@ -1,7 +1,4 @@
-"""The recipe against the paper's numbers, the schedule against its corners, the groups against the model.
-
-pytest tests/test_recipe.py
-"""
+"""The recipe against the paper's numbers, the schedule against its corners, the groups against the model."""
 
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """A run's folder with a toy model of ten weights: stopped and resumed against unbroken, full disks, torn and
 foreign files, signals to whole process groups; the console's sentences.
-
-pytest tests/test_run.py            # and: pytest -m slow tests/test_run.py
 """
 
 import csv

@@ -1,7 +1,5 @@
 """Sets by their names: class folders as people keep them against labels and names, and what is not there or
 not right against one sentence; prompts; published JSON files.
-
-    pytest tests/test_sets.py            the formats that torchvision reads: tests/test_libraries.py
 """
 
 import json

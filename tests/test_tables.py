@@ -1,7 +1,5 @@
 """Tables: means, deviations and standard errors by hand; every line that a table types is one that a command
 takes; what is done is not done again.
-
-pytest tests/test_tables.py            # and: pytest -m slow tests/test_tables.py
 """
 
 import json

@@ -1,7 +1,5 @@
 """Pre-training as it is used: the real command on a few images must learn, resume bit for bit, and give the
 same weights in chunks, with workers and for every method; `objective` against its parts.
-
-pytest tests/test_train.py            # and: pytest -m slow tests/test_train.py
 """
 
 import csv
@@ -150,6 +148,28 @@ def test_overfitting_one_batch_brings_the_loss_far_below_chance(tmp_path, method
 def test_colours_are_learned_from_class_names(tmp_path):
     run(tmp_path, "--method", "clip", "--data", "scenes-colour", "--max-steps", 50, "--lr", 2e-3)
     assert float(log(tmp_path)[-1]["zeroshot_scenes-colour"]) > 30  # chance is 12.5
+
+
+@pytest.mark.slow
+def test_new_names_are_learned_from_weights_and_the_old_ones_kept(tmp_path):
+    """The eight colours by their names, then from these weights, at the rate of --init, by new ones."""
+    words = ["--method", "clip", "--root", tmp_path, "--zeroshot"]
+    run(tmp_path / "old", "--data", "scenes-colour", "--max-steps", 60, "--lr", 2e-3, *words, "scenes-colour")
+    for split in ("train", "test"):
+        source = sets.open_source("scenes-colour", "data", split)
+        for i in range(len(source)):
+            image, label = source[i]
+            path = tmp_path / "names" / split / f"zq{'abcdefgh'[label]}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+    words = ["--data", "names", "--init", tmp_path / "old", "--max-steps", 150, *words, "scenes-colour,names"]
+    run(tmp_path / "new", *words)
+    before, after = log(tmp_path / "old")[-1], log(tmp_path / "new")[-1]
+    assert float(before["zeroshot_scenes-colour"]) > 80
+    assert (
+        float(after["zeroshot_scenes-colour"]) > float(before["zeroshot_scenes-colour"]) - 10
+    )  # lr 1e-3: -30
+    assert float(after["zeroshot_names"]) > 50  # chance is 12.5, and less before
 
 
 class Killed(Exception):

@@ -1,8 +1,6 @@
 """Zero-shot transfer: a toy encoder whose right class and image are known by construction; prompt ensembling
 against a naive loop, recall against a naive sort in float64; the command on an untrained checkpoint: tables
 of sets, several models, one image, a folder, captions, wrong input.
-
-    pytest tests/test_zeroshot.py
 """
 
 import json
