@@ -8,6 +8,7 @@ import shlex
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -62,6 +63,9 @@ def test_algorithm_1_is_the_code_of_train():
 def test_the_python_that_is_shown_runs(tmp_path, monkeypatch, checkpoint):
     (code,) = [text for kind, text in BLOCKS if kind == "python" and "slip.load(" in text and text in README]
     monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (40, 40), "red").save("boat.png")
+    Path("photos").mkdir()
+    for path in ("boat.png", "photos/a.png", "photos/b.png"):
+        Image.new("RGB", (40, 40), "red").save(path)
     code = re.sub(r'slip\.load\("[^"]*"\)', f"slip.load({checkpoint!r})", code)
     exec(compile(code, "README", "exec"), {})
+    assert np.load("photos.npy").shape[0] == 2
