@@ -177,7 +177,7 @@ def strong(images, params):
 
 
 def apply_to(x, chosen, operation, *factors):
-    """Change in place the chosen images, numpy [B]: the host decides, so that nobody waits for the device."""
+    """Change the chosen images in place; chosen is numpy bool [B], so nothing waits for the device."""
     if chosen.any():
         rows = torch.from_numpy(np.flatnonzero(chosen)).to(x.device, non_blocking=True)
         x.index_copy_(0, rows, operation(x[rows], *(factor[rows] for factor in factors)))

@@ -25,7 +25,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import augment
-from images import Arrays, Files, Source, is_shortage, read_image, subset  # noqa: F401
+from images import Arrays, Files, Source, is_shortage, subset  # noqa: F401
 
 PAIRS = {  # self-supervised partner -> its strong views
     "simclr": (augment.SIMCLR, augment.SIMCLR),
@@ -202,10 +202,10 @@ def collate(samples, tokenizer=None, context=77):
 
 
 def start_worker(_):
-    """A signal to the whole group is for the main process, with which the worker ends, killed or not."""
+    """Ignore signals to the whole process group: the worker ends when the main process does, however."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # Called only by multiprocessing's thread that hands tensors over, when the main process leaves meanwhile.
+    # Else multiprocessing's own thread prints a traceback when the main process leaves before it is served.
     sys.excepthook = lambda *_: None
     threading.Thread(target=end_with_parent, daemon=True).start()
 
@@ -217,7 +217,7 @@ def end_with_parent():
 
 @atexit.register
 def kill_workers():
-    """Python ends workers that an error left behind by SIGTERM, which they ignore, and waits for them."""
+    """At exit Python sends leftover workers SIGTERM, which they ignore, and waits: they are killed first."""
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where torch would report the first that is killed
     for process in multiprocessing.active_children():
@@ -225,7 +225,7 @@ def kill_workers():
 
 
 def plan_prefetch(workers, batch_bytes):
-    """-> (workers, batches that each prepares ahead): in 4 GiB, if not one each, and half of /dev/shm."""
+    """-> (workers, batches that each loads ahead): 2 if they fit in 4 GiB and half of /dev/shm, else 1."""
     room = 4 << 30
     if os.path.isdir("/dev/shm"):
         free = shutil.disk_usage("/dev/shm").free // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

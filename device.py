@@ -50,7 +50,7 @@ def precision(device, asked=None):
 
 
 def autocast(device, asked=None):
-    """The context of the forward pass."""
+    """The context of the forward pass. TF32 stays off: products are in bf16, and fp32 means fp32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision(device, asked) == "bf16")
 
 

@@ -105,7 +105,8 @@ def resolve(args, whole, config):
     values["partner"] = partner
     values["out"] = args.out or os.path.join("runs", f"{Path(args.data).stem}-{args.method}")
     values["class_names"] = whole.classes if language else None
-    values["mask_same_class"] = bool(values["mask_same_class"] and values["class_names"])
+    if values["mask_same_class"] and not values["class_names"]:
+        raise ValueError("--mask-same-class is for class names as captions, and this run has none")
     return values
 
 
@@ -123,7 +124,7 @@ def tokenizer(vocab, source, optional):
     if source.classes is not None:
         names = [name for entry in source.classes for name in ([entry] if isinstance(entry, str) else entry)]
         templates = sets.caption_templates(source.name)
-        return Tokenizer.train([sets.fill_template(t, name) for t in templates for name in 2 * names])
+        return Tokenizer.train([data.fill_template(t, name) for t in templates for name in 2 * names])
     step = -(-len(source) // 1_000_000)  # of a larger set at most a million, spread over it
     labels = [source.label(i) for i in range(0, len(source), step)]
     return Tokenizer.train([c for label in labels for c in ([label] if isinstance(label, str) else label)])

@@ -6,7 +6,7 @@ Paper: Algorithm 1; InfoNCE as in CLIP (Radford et al. 2021), NT-Xent as in SimC
     z1, z2 [B, E] -> similarity [2B, 2B] without its diagonal -> cross entropy -> scalar
 
 Left to others: ranks. Features are gathered first (ranks.py), so a batch is always the global batch.
-All is float32, under autocast too: bf16 has 8 bits for similarities that are scaled by up to 100.
+All is float32 or float64, under autocast too: bf16 has 8 bits for similarities that are scaled by up to 100.
 """
 
 import math

@@ -6,7 +6,8 @@ The resume policy:
     and equal but for rounding with others.
  2. One checkpoint, written to a temporary name, flushed and renamed. The same line again resumes from it.
  3. The log's rows are kept in the checkpoint, and log.csv is written anew from them: it never runs ahead.
- 4. SIGTERM and SIGINT end the step that is running, save, and leave; another one later leaves at once.
+ 4. SIGTERM, SIGINT: finish the step, save, leave (SIGKILL loses what came after the last checkpoint);
+    another one more than 5 s later leaves at once.
 """
 
 import csv
@@ -87,13 +88,13 @@ class Run:
 
     @property
     def epoch_ended(self):
-        """Whether an epoch's steps are done and its row is not written, as after a stop during evaluation."""
+        """Whether an epoch's steps are done and its row is not yet written (stopped during evaluation)."""
         return self.numbers["count"] > 0 and (self.step % self.epoch_steps == 0 or self.step == self.steps)
 
     @property
     def must_save(self):
         every = self.args.get("save_every")
-        return self.epoch_ended or bool(every and self.step % every == 0)
+        return bool(every) and self.step % every == 0
 
     def batches(self, loader_for):
         """Yields (step, batch) of the steps that are left, until a signal; loader_for(steps) -> a DataLoader.
@@ -141,7 +142,7 @@ class Run:
             )
 
     def record(self, stats, lr, bad_share=0.05):
-        """After the optimizer's step: stats {name: number} for the epoch's means, bad images, live line."""
+        """After the optimizer's step: add the stats to the epoch's means, count bad images, show the line."""
         numbers, self.lr = self.numbers, lr
         numbers["step"], numbers["count"] = self.step + 1, numbers["count"] + 1
         for name, value in stats.items():
@@ -152,7 +153,7 @@ class Run:
             with open(os.path.join(self.out, SKIPPED), "a", encoding="utf-8", errors="replace") as file:
                 file.writelines(f"{name}\n" for name in self.skipped)
         bad, caught = ranks.total(torch.tensor([len(self.skipped), self.caught])).tolist()  # one for both
-        self.caught = self.caught or min(caught, signal.SIGTERM)
+        self.caught = self.caught or min(caught, signal.SIGTERM)  # a sum over the ranks
         numbers["seen"], numbers["bad"] = numbers["seen"] + self.batch_size, numbers["bad"] + bad
         often = numbers["bad"] > bad_share * numbers["seen"] and numbers["seen"] >= 20 * self.batch_size
         if often or bad > self.batch_size / 2:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from losses import full_precision, nt_xent, unit_norm
+from losses import full_precision, unit_norm
 from vit import patchify
 
 
@@ -23,15 +23,15 @@ def mlp(*widths, moco=False):
 
 
 class Branch(nn.Module):
-    """What a partner does unless it says otherwise. Each also has, for the global batch after the gather,
-    forward(features) -> (loss, accuracy 0-1), chance(batch) -> (loss, accuracy, loss in words), untrained."""
+    """Defaults of a partner. Each also has forward(features of the global batch) -> (loss, accuracy 0-1), and
+    chance(batch) -> what an untrained model scores: (loss, accuracy, the loss in words)."""
 
     settings = {}  # its own defaults for fields of slip.Config
 
     def prepare(self, make_images): ...  # before the first step; make_images() -> normalised [n, 3, S, S]
     def after_step(self, tower, progress): ...  # after the optimizer's step; progress 0-1
 
-    def targets(self, views):  # from a chunk's views, never in the backward pass -> {name: [b, ...]}
+    def targets(self, views):  # from a chunk's views, never recomputed -> {name: [b, ...]}
         return {}
 
     def features(self, tower, views):  # the tower on a chunk's views [b, 3, S, S] -> {name: [b, ...]}
@@ -39,22 +39,19 @@ class Branch(nn.Module):
 
 
 class SimCLR(Branch):
-    """Two views of an image find each other. The head and CLIP's projection share the tower alone."""
+    """Two views of an image find each other. The head takes the tower's features, as CLIP's projection does,
+    not what that gives: it would lose what captions do not name. The loss stands in train.objective."""
 
     def __init__(self, tower, hidden=4096, out=256, temperature=0.1):
         super().__init__()
         self.head, self.temperature = mlp(tower.width, hidden, hidden, out), temperature
-
-    def forward(self, features):
-        z1, z2 = self.head(features["view1"]), self.head(features["view2"])  # BatchNorm sees one view a call
-        return nt_xent(z1, z2, self.temperature)
 
     def chance(self, batch):
         return math.log(2 * batch - 1), 1 / (2 * batch - 1), f"log {2 * batch - 1}"
 
 
 class Momentum(Branch):
-    """MoCo v3 and BYOL: one view predicts the other's embedding by a slow copy of tower and projector."""
+    """MoCo v3 and BYOL: one view predicts what a slow copy of tower and projector makes of the other."""
 
     def __init__(self, tower, projector, predictor, momentum):
         super().__init__()
@@ -114,9 +111,9 @@ class BYOL(Momentum):
 
 
 class BEiT(Branch):
-    """Predict the visual tokens of masked patches (Bao et al. 2022, arXiv 2106.08254, with DALL-E's)."""
+    """Predict the visual tokens of masked patches (Bao et al. 2022, arXiv 2106.08254: DALL-E's)."""
 
-    settings = {"ssl_out": 512}  # visual tokens: the nearest of so many patches, found by k-means
+    settings = {"ssl_out": 512}  # a visual token is the nearest of so many k-means centres
 
     def __init__(self, tower, hidden=None, out=512, temperature=None):
         super().__init__()

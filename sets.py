@@ -4,7 +4,7 @@ Paper: the 26 sets of "zero-shot transfer" (PAPER), how each is judged, and prom
 
     open_source("imagenet", root, "train") -> Source: source[i] -> (PIL RGB image, label or caption)
     found("imagenet", root) -> whether it is there       how_to_get("imagenet", root) -> what to do if not
-    prompts("imagenet") -> templates with {}, filled by fill_template
+    prompts("imagenet") -> templates with {}, filled by data.fill_template
 
 The wording of names and prompts stands in sets.json. Not here: class folders (folders.py), captioned sets
 (captioned.py), the samples made of a Source (data.py).
@@ -24,7 +24,6 @@ import torchvision
 
 import captioned
 import scenes
-from data import fill_template as fill_template
 from folders import has_splits, list_folder, open_folders
 from images import Arrays, Files, Opened, Source, is_image, is_shortage, subset
 

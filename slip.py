@@ -69,8 +69,8 @@ def build(name):
 
 def in_chunks(function, batch, micro_batch=None, recompute=False, random=False, prepare=dict):
     """Apply `function`, dict of rows -> {name: features [b, ...]}, to a batch, `micro_batch` rows at a time.
-    `prepare` is applied to a chunk before. `recompute`: a chunk's activations are computed again in the
-    backward pass, the gradient is the same. `random`: it draws, and must draw the same again."""
+    `prepare` comes first. `recompute`: activations are computed again in the backward pass; unlike gradient
+    accumulation, one loss sees all rows. `random`: dropout is drawn the same again."""
     if recompute and torch.is_grad_enabled():
         function = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=random)
     size, parts = micro_batch or len(next(iter(batch.values()))), []
@@ -128,7 +128,7 @@ class SLIP(nn.Module):
     def forward(self, batch, micro_batch=None, recompute=False):
         """A batch of rows -> {name: features [B, ...]}, in chunks: "image", "text", "image2", the branch's.
         Rows: uint8 crops [B, 3, S, S] "images", "images2", "view1", "view2"; "tokens" [B, L]; on the host
-        "view1_params", "view2_params" [B, 13]; for BEiT "view1_mask", bool [B, N]."""
+        "NAME_params" [B, 13] of strong views; for BEiT "view1_mask", bool [B, N]."""
         return in_chunks(self.towers, batch, micro_batch, recompute, prepare=self.make_views)
 
     def make_views(self, chunk):
@@ -195,7 +195,7 @@ def load(path, image_size=None):
 
 
 def initialise(model, path):
-    """Copy what fits of a checkpoint of another method or size -> (tensors taken, names of the new parts).
+    """Copy what fits of a checkpoint of another method or image size -> (tensors taken, names of new parts).
     The text tower and the joint space come only with a tokenizer of as many tokens as the model's."""
     config, weights, tokenizer = unpack(path)
     if config.model != model.config.model:

@@ -44,7 +44,7 @@ def columns(name, data, root="data"):
     if name == "transfer":
         others = [test for test in sets.names(root) if test != data and sets.found(test, root)]
         return tests + [("zeroshot", test) for test in [*others, "average"]]
-    return tests + [("linear", data), ("finetune", data)]
+    return tests if name == "told" else tests + [("linear", data), ("finetune", data)]
 
 
 def results(out):
@@ -59,7 +59,7 @@ def results(out):
 
 
 def missing(out, words, wanted):
-    """-> those of the wanted [(task, set)] that a run lacks; without language it lacks no zero-shot."""
+    """-> those of the wanted [(task, set)] that a run lacks; without language zero-shot is not wanted."""
     language = slip.METHODS[flags.arguments("").parse_args(words).method][0]
     there = [*results(out), ("zeroshot", "average")]
     return [test for test in wanted if test not in there and (language or test[0] != "zeroshot")]

@@ -28,12 +28,12 @@ CURLY = dict.fromkeys(range(0x2018, 0x201C), "'") | dict.fromkeys(range(0x201C, 
 def clean(text):
     """Without HTML's entities, curly quotes, capitals, spare spaces: "A  Cat&rsquo;s" -> "a cat's".
     The ids are CLIP's on usual text. CLIP repairs text with ftfy; we repair entities and curly quotes."""
-    text = text if "<" in text else html.unescape(text)  # with tags, quotes come first, as in CLIP
+    text = text if "<" in text else html.unescape(text)  # with tags entities stay, as in ftfy
     text = unicodedata.normalize("NFC", text.translate(CURLY))
     return " ".join(html.unescape(html.unescape(text)).split()).lower()
 
 
-# Merges stay within a piece. CLIP tells letters from numerals; Python's \w is both: numerals get spaces.
+# Merges stay within a piece. CLIP splits off every numeral; \w has numerals too, so they get spaces.
 PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W_]+|(?:[^\w\s]|_)+")
 ALONE = {ord(c): f" {c} " for c in map(chr, range(0x20000)) if c.isnumeric() and not c.isalpha()}  # 7 ½ ² Ⅷ
 
@@ -91,7 +91,7 @@ class Tokenizer:
         heap, merges = sorted((-n, pair) for pair, n in count.items()), []
         while heap and len(merges) < vocab_size - FIRST - 2:
             n, best = heappop(heap)
-            if -n != count[best] or -n < 2:  # out of date: the new count is in the heap too; or rare
+            if -n != count[best] or -n < 2:  # stale (the heap has the new count too), or rare
                 continue
             new, changed = FIRST + len(merges), set()
             merges.append(best)
@@ -144,7 +144,7 @@ class Tokenizer:
 
     def __call__(self, texts, context=77):
         """Captions (a list, or one) -> tokens, int64 [B, L]: start, ids, end, then zeros. L is the longest
-        row's: what follows the end token cannot change its feature. A truncated caption keeps its end."""
+        row's: padding after the end cannot change the feature. A truncated caption keeps its end."""
         texts = [texts] if isinstance(texts, str) else texts
         rows = [[self.start, *self.encode(text)[: context - 2], self.end] for text in texts]
         return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
@@ -156,7 +156,7 @@ class QuickGELU(nn.Module):  # CLIP's approximation of GELU; weights trained wit
 
 
 class TextTransformer(nn.Module):
-    """The tower. A token sees itself and those before it, so only the last one sees the whole caption."""
+    """The tower. A token sees itself and those before it, so only the end token sees the whole caption."""
 
     def __init__(self, vocab_size=49408, context=77, width=512, depth=12, heads=8):
         super().__init__()
@@ -167,17 +167,17 @@ class TextTransformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-5)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
-        branch = width**-0.5 * (2 * depth) ** -0.5  # 2 * depth branches are summed: each starts smaller
+        residual = width**-0.5 * (2 * depth) ** -0.5  # 2 * depth of them are summed: each starts smaller
         for block in self.blocks:
             nn.init.normal_(block.attention.qkv.weight, std=width**-0.5)
-            nn.init.normal_(block.attention.out.weight, std=branch)
+            nn.init.normal_(block.attention.out.weight, std=residual)
             nn.init.normal_(block.mlp[0].weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.mlp[2].weight, std=branch)
+            nn.init.normal_(block.mlp[2].weight, std=residual)
             nn.init.zeros_(block.attention.qkv.bias)
             nn.init.zeros_(block.attention.out.bias)
 
     def encode(self, tokens):
-        """Tokens [B, L] -> [B, L, D], for any L up to the context; row i depends on tokens 0 to i only."""
+        """Tokens [B, L] -> [B, L, D], for any L up to the context; place i depends on tokens 0 to i only."""
         return self.norm(self.blocks(self.token_embedding(tokens) + self.positions[: tokens.shape[1]]))
 
     def forward(self, tokens):

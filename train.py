@@ -47,7 +47,7 @@ def objective(model, batch, settings, device):
             image_embed = f["image"] @ net.image_projection  # f_i W_i: [B, E]
             text_embed = f["text"] @ net.text_projection  # f_t W_t: [B, E]
             clip_loss, clip_acc = info_nce(image_embed, text_embed, net.logit_scale.exp(), same)
-        if "image2" in f:  # --clip-views 2
+        if "image2" in f:  # --clip-views 2; clip_acc stays the first's
             image_embed = f["image2"] @ net.image_projection
             clip_loss = (clip_loss + info_nce(image_embed, text_embed, net.logit_scale.exp(), same)[0]) / 2
         if settings.partner == "simclr":
@@ -112,7 +112,7 @@ def train(model, run, settings, device, views, watch):
     run.finish(model, optimizer)
 
 
-# Before the loop: everything is opened, before anything is written. After it: what came out.
+# Before the loop: open everything, then write. After it: report.
 
 
 def set_up(args):
@@ -125,9 +125,9 @@ def set_up(args):
     kept, held = (data.subset(whole, part) for part in data.holdout(len(whole), args.seed))
     captioned, other = choose_images(values, kept)
     model = make_model(values, captioned, weights and weights.tokenizer, optional=args.vocab is None)
-    rows, views = values["batch_size"] // ranks.world(), values["clip_views"] * (model.text is not None)
-    views += 2 * (model.branch is not None)
-    plan = devices.plan_chunks(model, rows, device, args.micro_batch, views, args.precision)
+    rows, several = values["batch_size"] // ranks.world(), values["clip_views"] * (model.text is not None)
+    several += 2 * (model.branch is not None)
+    plan = devices.plan_chunks(model, rows, device, args.micro_batch, several, args.precision)
     values["micro_batch"], values["recompute"], chunks = plan
     settings = dataclasses.make_dataclass("Settings", values, frozen=True)(**values)
     watch = validation.Validation(settings, model, device, kept, held)
@@ -138,8 +138,8 @@ def set_up(args):
         slip.load_weights(model, run.state["weights"], settings.out)
     elif weights:
         taken, new = slip.initialise(model, args.init)
-        ranks.say(f"{taken} parameters from {args.init}; new are {', '.join(new[:4]) or 'none'}")
-    same_names = ("image_size", "patch", "seed", "light_crop", "strong_crop", "clip_views")
+        ranks.say(f"{taken} tensors from {args.init}; new are {', '.join(new[:4]) or 'none'}")
+    copied = ("image_size", "patch", "seed", "light_crop", "strong_crop", "clip_views")
     views = data.Views(
         captioned,
         other,
@@ -147,7 +147,7 @@ def set_up(args):
         pair=data.PAIRS.get(settings.partner),
         clip_strong=augment.SIMCLR if settings.clip_aug == "simclr" else None,
         templates=sets.caption_templates(captioned.name),
-        **{name: values[name] for name in same_names},
+        **{name: values[name] for name in copied},
     )
     if model.branch is not None:
         model.branch.prepare(lambda: sample_views(views))
@@ -162,13 +162,15 @@ def choose_images(values, source):
         if values["captions"] > len(source):
             raise ValueError(f"found --captions {values['captions']}, there are {len(source)} images")
         captioned = data.subset(source, data.permutation(len(source), seed, 0)[: values["captions"]])
-        other = source
+        other = source if slip.METHODS[values["method"]][1] else None
     if values["ssl_data"]:
         other = sets.open_source(values["ssl_data"], values["root"], "train")
         other = data.subset(other, data.holdout(len(other), seed)[0])  # the same set has the same held out
     smallest = min(len(captioned), len(other or captioned))
     if values["batch_size"] > smallest:
-        raise ValueError(f"found --batch-size {values['batch_size']}, there are {smallest} images: type less")
+        raise ValueError(
+            f"found --batch-size {values['batch_size']}, there are {smallest} images: type a smaller one"
+        )
     return captioned, other
 
 
@@ -232,8 +234,8 @@ def report(settings, run, watch):
     for column, source in watch.tests.items():
         chance = f"(chance {100 / len(source.classes):.1f}%)"
         share = zeroshot.seen_share(vars(settings), source.classes)
-        seen = f"{zeroshot.SEEN}: {share:.0%}" if share else ""
-        top1 = f"zero-shot top-1 {row[column]:.1f}% of {len(source.classes)} classes"
+        seen = f"{zeroshot.SEEN}, {share:.0%} of them" if share else ""
+        top1 = f"top-1 {row[column]:.1f}% of {len(source.classes)} classes by their prompts"
         ranks.say(f"{source.name}: {top1} {chance}{seen}")
     if numbers["best_step"]:
         rough = " (a rough choice: fewer than 100 images)" if len(watch.held) < 100 else ""

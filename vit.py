@@ -53,7 +53,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block of both towers; with probability `drop_path` a sample skips a branch."""
+    """A pre-norm transformer block, for both towers; a sample skips a sublayer with rate `drop_path`."""
 
     def __init__(self, width, heads, *, causal=False, activation=nn.GELU, eps=1e-6, drop_path=0.0):
         super().__init__()

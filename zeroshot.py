@@ -33,7 +33,7 @@ from device import autocast
 from evaluate import METRICS, apply_to_set, chance, metrics, record
 from images import Files, Source, is_image, read_image, subset
 
-RETRIEVED = 5000  # images at most in a retrieval, of a larger set always the same
+RETRIEVED = 5000  # images in a retrieval at most: of a larger set a fixed sample
 SEEN = "  (prompt classification of classes seen in training, not zero-shot transfer)"
 
 
@@ -42,17 +42,16 @@ def classifier(model, names, templates, device):
     """Class names, or lists of names whose prompts are averaged, and templates with {} -> unit [K, E]."""
     means = []
     for entry in names:
-        prompts = [sets.fill_template(template, name) for name in synonyms(entry) for template in templates]
+        prompts = [data.fill_template(template, name) for name in synonyms(entry) for template in templates]
         means.append(embed_texts(model, prompts, device).mean(0))  # [E]
     return unit(torch.stack(means))  # [K, E]
 
 
-def evaluate(model, source, device, *, names=None, templates=None, workers=0):
+def evaluate(model, source, device, *, templates=None, workers=0):
     """Zero-shot accuracy of a model on a labelled set: {metric: per cent}, as evaluate.metrics gives them.
-    `names`, `templates`: instead of the set's own. Raises console.Stop for an image that cannot be decoded.
+    `templates`: instead of the set's own. Raises console.Stop for an image that cannot be decoded.
     """
-    names, templates = names or source.classes, templates or sets.prompts(source.name)
-    weights = classifier(model, names, templates, device)  # [K, E]
+    weights = classifier(model, source.classes, templates or sets.prompts(source.name), device)  # [K, E]
     embeds, labels, _ = embed_images(model, source, device, workers)  # [n, E], [n]
     return metrics(embeds @ weights.T, labels)  # in float32: near cosines are equal in bf16
 
@@ -103,7 +102,7 @@ def recall(images, texts, owner, ks=(1, 5, 10)):
     ways = {"image to text": (images, own, texts, owner), "text to image": (texts, owner, images, own)}
     found = {}
     for way, (queries, query_owner, items, item_owner) in ways.items():
-        places = []  # how many strangers go before the right one
+        places = []  # wrong items ranked before the right one
         for rows, numbers in zip(queries.split(256), query_owner.split(256)):
             cosines, right = rows @ items.T, numbers[:, None] == item_owner  # [256, items]
             best = cosines.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
@@ -113,7 +112,7 @@ def recall(images, texts, owner, ks=(1, 5, 10)):
 
 
 def open_pairs(args, run_args):
-    """-> (captioned set, its split): "test" if it has captions; else what this run held out; else "train"."""
+    """-> (captioned set, split): --split, else "test", else of the run's own data "val", else "train"."""
     source, split = sets.open_captions(args.data, args.root, "train" if args.split == "val" else args.split)
     trained, root = run_args.get("data", "other data"), run_args.get("root", "")
     own = args.data == trained and trained in sets.SCENES
@@ -267,7 +266,7 @@ def arguments():
     add("--labels", metavar="JSON", help="published labels.json, read under the name of the set")
     add("--templates", nargs="+", help='published templates.json, or prompts, as "a drawing of a {}"')
     add("--list", action="store_true", help="show every set, whether it is there, and how to get it")
-    add("--download", action="store_true", help="fetch the sets of --data which torchvision can")
+    add("--download", action="store_true", help="fetch sets of --data that torchvision has")
     only = parser.add_mutually_exclusive_group().add_argument
     only("--image", metavar="FILE", help="name one image, with --classes")
     only("--folder", metavar="DIR", help="rank the images of a folder for a sentence, with --query")

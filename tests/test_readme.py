@@ -64,7 +64,7 @@ def test_the_python_that_is_shown_runs(tmp_path, monkeypatch, checkpoint):
     (code,) = [text for kind, text in BLOCKS if kind == "python" and "slip.load(" in text and text in README]
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
-    for path in ("boat.png", "photos/a.png", "photos/b.png"):
+    for path in ("photos/00002-blue-mushroom.png", "photos/b.png"):
         Image.new("RGB", (40, 40), "red").save(path)
     code = re.sub(r'slip\.load\("[^"]*"\)', f"slip.load({checkpoint!r})", code)
     exec(compile(code, "README", "exec"), {})

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from torch import nn
 
 import console
 import run as runs
+import scenes
 import slip
 
 COLUMNS = ["epoch", "step", "loss", "drawn", "lr", "score"]
@@ -235,3 +237,31 @@ def test_a_signal_to_torchrun_and_two_ranks_saves_and_leaves(tmp_path):
     words = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29655", "train.py"]
     _, heard = stop_group(tmp_path, *words)
     assert "stopped by a signal after step" in heard, heard  # torchrun's own words come after
+
+
+LESS = """
+import multiprocessing, os, signal, sys
+for module, names in {os: "sysconf pread sched_getaffinity", signal: "pthread_sigmask"}.items():
+    for name in names.split():
+        delattr(module, name)
+sys.modules["resource"] = None
+multiprocessing.set_start_method("%s", force=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method, what", [("spawn", ""), ("spawn", "pairs.tsv"), ("forkserver", "0.tar")])
+def test_a_run_needs_nothing_that_windows_or_macos_lack(tmp_path, method, what):
+    (tmp_path / "sitecustomize.py").write_text(LESS % method)  # in the workers too
+    scenes.main(["--out", f"{tmp_path}/photos", "--count", "40"])
+    files = sorted((tmp_path / "photos").iterdir())  # png, txt, png, txt, ...
+    rows = [f"photos/{image.name}\t{text.read_text()}" for image, text in zip(files[::2], files[1::2])]
+    (tmp_path / "pairs.tsv").write_text("path\tcaption\n" + "".join(rows))
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        for file in files:
+            shard.add(file, file.name)
+    words = f"train.py --max-steps 3 --batch-size 16 --workers 1 --zeroshot none --out {tmp_path}/run".split()
+    words += "--image-size 32 --patch 8".split()
+    words += ["--data", tmp_path / what] if what else []
+    subprocess.run([sys.executable, *words], env=os.environ | {"PYTHONPATH": str(tmp_path)}, check=True)
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["run"]["step"] == 3

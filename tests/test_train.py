@@ -98,6 +98,8 @@ def test_chunks_change_neither_loss_nor_gradient(doubles, method):
     chunked, _, b = toy_step(method, micro_batch=3, recompute=True)
     assert whole == pytest.approx(chunked, rel=1e-12)  # float64; sums in another order
     assert (gradients(a) - gradients(b)).norm() < 1e-8 * gradients(a).norm()
+    for one, other in zip(a.buffers(), b.buffers(), strict=True):  # BatchNorm's statistics, slow copies
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(doubles):
@@ -164,11 +166,9 @@ def test_new_names_are_learned_from_weights_and_the_old_ones_kept(tmp_path):
             image.save(path)
     words = ["--data", "names", "--init", tmp_path / "old", "--max-steps", 150, *words, "scenes-colour,names"]
     run(tmp_path / "new", *words)
-    before, after = log(tmp_path / "old")[-1], log(tmp_path / "new")[-1]
-    assert float(before["zeroshot_scenes-colour"]) > 80
-    assert (
-        float(after["zeroshot_scenes-colour"]) > float(before["zeroshot_scenes-colour"]) - 10
-    )  # lr 1e-3: -30
+    after = log(tmp_path / "new")[-1]
+    old, kept = (float(row["zeroshot_scenes-colour"]) for row in (log(tmp_path / "old")[-1], after))
+    assert old > 80 and kept > old - 10  # at lr 1e-3 it falls by 30
     assert float(after["zeroshot_names"]) > 50  # chance is 12.5, and less before
 
 

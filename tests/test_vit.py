@@ -43,10 +43,5 @@ def test_positions_of_another_size_are_resized_row_by_row():
     torch.testing.assert_close(grid[:, 2:] - grid[:, :-2], torch.ones(6, 4), rtol=0, atol=1e-4)
 
 
-def test_other_sizes_are_refused_in_a_sentence():
-    with pytest.raises(ValueError, match="30 is not a multiple of the patch size 8"):
-        ViT(image_size=30, patch=8, width=16, depth=1, heads=2)
-
-
 def test_vit_s_has_twelve_heads():
     assert SIZES["vit_s16"]["heads"] == 12  # as in MoCo v3; others have 6
