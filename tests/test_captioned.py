@@ -201,6 +201,18 @@ def test_a_shard_is_gone_through_once_and_again_when_it_changes(folder, monkeypa
     check(open_captioned(f"{folder}/00000.tar", "data", "train"), CAPTIONS[:3])
 
 
+def test_there_may_be_more_shards_than_files_may_be_open(folder):
+    resource = pytest.importorskip("resource")
+    image, (soft, hard) = (folder / "0.png").read_bytes(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    for i in range(300):
+        shard(folder / f"{i:05}.tar", [("a.png", image), ("a.txt", f"red {i}".encode())])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))  # as on macOS
+    try:
+        check(open_captioned(f"{folder}/*.tar", "data", "train"), [f"red {i}" for i in range(300)], [0] * 300)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_hidden_files_of_a_shard_are_none_and_keys_without_caption_are_counted(folder):
     image = (folder / "0.png").read_bytes()
     names = ["._a.png", ".DS_Store", "d/a.PNG", "d/a.TXT", "b.png", "c.heic", "c.txt", "._b.txt"]

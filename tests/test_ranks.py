@@ -26,7 +26,7 @@ for name in ("normalise", "strong"):  # float64: only the order of sums differs
     setattr(augment, name, lambda *a, f=getattr(augment, name): f(*a).double())
 
 
-def no_gradient(rows):  # what the published CLIP loss does: its own rows are put back
+def no_gradient(rows):  # as torch's all_gather: the rows of other ranks have no gradient
     parts = [torch.empty_like(rows) for _ in range(ranks.world())]
     dist.all_gather(parts, rows.detach())
     parts[ranks.rank()] = rows
