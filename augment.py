@@ -189,7 +189,10 @@ def main(argv=None):
     parser.add_argument("--out", default="views.png", help="the sheet (default: %(default)s)")
     args = parser.parse_args(argv)
     ramps = Image.merge("RGB", [Image.linear_gradient("L").rotate(turn) for turn in (0, 90, 180)])
-    image = read_image(args.image) if args.image else ramps
+    try:
+        image = read_image(args.image) if args.image else ramps
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: {args.image}: {error}\n")
     views = []
     for rng in map(np.random.default_rng, range(4)):
         light, *pair = [crop(image, crop_box(rng, *image.size, (low, 1.0)), 224) for low in (0.5, 0.08, 0.08)]

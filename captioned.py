@@ -39,8 +39,7 @@ PACKED = re.compile(r"(.*\.tar):.*:(\d+):(\d+)")  # SHARD.tar:NAME:START:SIZE, a
 def open_captioned(name, root, split):
     """The Source of a captioned set, or None if `name` is none: a folder (under `root` or by its path) that
     holds <name>.tsv (.csv, .jsonl), *.tar, or x.jpg with x.txt; or the path of a table or of shards. Split
-    "test": <name>-test.tsv or COCO's val2017. Raises ValueError or OSError.
-    """
+    "test": <name>-test.tsv or COCO's val2017. Raises ValueError or OSError."""
     folder = next((place for place in (Path(root, name), Path(name)) if place.is_dir()), Path(root, name))
     if name == "coco":
         part = "train2017" if split == "train" else "val2017"
@@ -72,8 +71,7 @@ def open_captioned(name, root, split):
 class Pairs:
     """Images with their captions from `rows` of (path, captions), paths relative to `folder`; equal paths are
     one image. Row r is the bytes ends[r] to ends[r + 1], path and captions with zero bytes between. Image i,
-    in the order of first appearance, has the rows order[starts[i] : starts[i + 1]].
-    """
+    in the order of first appearance, has the rows order[starts[i] : starts[i + 1]]."""
 
     def __init__(self, name, folder, rows):
         self.folder, self.content, self.ends = str(folder), bytearray(), array("q", [0])
@@ -89,8 +87,11 @@ class Pairs:
                 number += 1
         except UnicodeEncodeError:  # of what open_text could not decode
             raise ValueError(f"{name}, row {number}, {path!r}: not UTF-8, save it as UTF-8") from None
-        except (ValueError, TypeError, csv.Error) as error:
+        except (ValueError, csv.Error) as error:
             raise ValueError(f"{name}, row {number}: {error}") from None
+        except (TypeError, AttributeError, KeyError) as error:  # JSON of another form
+            what = f"expected text under path and caption, found {error!r:.60}"
+            raise ValueError(f"{name}, row {number}: {what}") from None
         if not hashes:
             raise ValueError(f"{name} holds no images with captions")
         _, first, rows = np.unique(np.asarray(hashes), return_index=True, return_inverse=True)
@@ -160,7 +161,7 @@ def json_row(line):
 
 def cell_rows(file):
     """The first line shows the separator and names the columns, or is itself a path and a caption."""
-    line = file.readline()
+    line = next(filter(str.strip, file), "")
     file.seek(0)
     separator = "\t" if "\t" in line else re.search("[,;]|$", line)[0] or ","
     quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL  # with tabs a row is a line
@@ -248,7 +249,7 @@ def read_tar(path):
                 elif suffix.lower() == ".txt":
                     parts["text"] = open_text(tar.extractfile(member)).read()
                 elif suffix.lower() == ".json":  # img2dataset writes both, other tools this one alone
-                    if caption := json.load(tar.extractfile(member)).get("caption"):
+                    if caption := getattr(json.load(tar.extractfile(member)), "get", {}.get)("caption"):
                         parts.setdefault("text", caption)
             file.seek(tar.offset)  # where the first header that is none begins
             end = file.read(2 * tarfile.RECORDSIZE)

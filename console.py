@@ -11,12 +11,14 @@ import shutil
 import sys
 import time
 import traceback
+import warnings
 
 import torch
 
 import ranks
 
 WORKERS_DIED = "start the same line again with fewer --workers, or give docker --shm-size=16g or --ipc=host"
+warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # no line of the source
 LOST_PEER = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "peer")
 
 
@@ -60,6 +62,8 @@ def guarded(work):
 
 def fail(parser, error):
     """Bad input: one sentence, without the usage lines, and exit code 2."""
+    if isinstance(error, BrokenPipeError):  # | head
+        raise error
     parser.exit(2, f"{parser.prog}: {error}\n")
 
 
@@ -108,7 +112,7 @@ def number(kind, low, high, words):
 
 
 positive_int = number(int, 1, math.inf, "a whole number above 0")
-natural = number(int, 0, math.inf, "a whole number, 0 or more")
+natural = number(int, 0, 2**40, "a whole number, 0 or more")
 positive_float = number(float, 1e-300, 1e300, "a number above 0")
 not_negative = number(float, 0, 1e300, "a number, 0 or more")
 share = number(float, 0, 1, "a number from 0 to 1")

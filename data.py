@@ -51,8 +51,7 @@ def holdout(count, seed):
 @dataclass(eq=False)
 class Batches:
     """A sampler: for each of `steps` this rank's keys, ((epoch, index) of the captioned image, (epoch, index)
-    of the other). An epoch is a permutation of the set without its last incomplete batch.
-    """
+    of the other). An epoch is a permutation of the set without its last incomplete batch."""
 
     count: int
     other_count: int | None  # None: both are the same image

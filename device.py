@@ -43,8 +43,7 @@ def cpus():
 
 def precision(device, asked=None):
     """ "fp32" or "bf16": what was asked for, else bf16 where the device computes in it (a T4 or V100 only
-    emulates it), and fp32 on CPU and MPS.
-    """
+    emulates it), and fp32 on CPU and MPS."""
     native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return asked or ("bf16" if native or device.type == "xpu" else "fp32")
 
@@ -60,8 +59,7 @@ def plan_chunks(model, rows, device, micro_batch=None, views=3, asked=None):
     A block keeps 36.5 bytes of a token and of its width for the backward pass in bf16, 65 in fp32 (measured);
     a parameter takes 16 bytes with its gradient and AdamW's moments. On a CPU a chunk also suits the cache:
     in chunks of 16, 8 and 4 images ViT-S/16's whole step took 3.24, 3.46 and 3.81 times one view's, so none
-    is smaller than these 3,200 tokens.
-    """
+    is smaller than these 3,200 tokens."""
     tower, text = model.visual, getattr(model, "text", None)
     tokens, kept = tower.positions.shape[1], 36.5 if precision(device, asked) == "bf16" else 65
     row_bytes = kept * views * tokens * tower.width * len(tower.blocks)

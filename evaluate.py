@@ -47,11 +47,10 @@ class Numbered(data.EvaluationViews):
 def apply_to_set(source, image_size, device, function, *, resize=None, workers=0, batch=256, skip_bad=False):
     """A function of normalised evaluation views [B, 3, S, S], applied to a set, sharded, under autocast ->
     (results float32 [n, ...], labels [n], indices of the images [n]), the same on every rank. An image that
-    cannot be decoded raises console.Stop; under `skip_bad` it is left out with a warning.
-    """
+    cannot be decoded raises console.Stop; under `skip_bad` it is left out with a warning."""
     device, count = torch.device(device), len(source)
     if count == 0:
-        raise console.Stop(f"{source.name} has no images")
+        raise console.Stop(f"{source.name} has no images", 2)
     own = ranks.share([*range(count), *[0] * (-count % ranks.world())])  # the gather wants equal shares
     views = Numbered(source, image_size, resize)
     loader = DataLoader(views, batch, sampler=own, num_workers=workers, worker_init_fn=data.start_worker)
@@ -103,8 +102,7 @@ def auc(values, positive):
 
 def knn(train_features, train_labels, features, labels, classes, k=20):
     """Top-1 accuracy, per cent, of a vote of the k nearest training images, each weighted by its cosine.
-    train_features [m, D], train_labels [m], features [n, D], labels [n], so many `classes`.
-    """
+    train_features [m, D], train_labels [m], features [n, D], labels [n], so many `classes`."""
     train_features, features = (F.normalize(rows.float(), dim=1) for rows in (train_features, features))
     cosines, places = (features @ train_features.T).topk(min(k, len(train_features)), dim=1)  # [n, k]
     votes = cosines.new_zeros(len(features), classes).scatter_add_(1, train_labels[places], cosines)
@@ -113,8 +111,7 @@ def knn(train_features, train_labels, features, labels, classes, k=20):
 
 def logistic_regression(features, labels, classes, decay):
     """The minimum of mean cross entropy + decay/2 |W|^2, features [n, D] float64 -> (W [K, D], b [K]). L-BFGS
-    works on V = W C, C C^T = mean of x x^T + decay I: correlated features then take a tenth of the steps.
-    """
+    works on V = W C, C C^T = mean of x x^T + decay I: correlated features then take a tenth of the steps."""
     moment = features.T @ features / len(features)  # [D, D]
     inverse = torch.linalg.inv(torch.linalg.cholesky(moment + decay * torch.eye(len(moment))))
     scaled, bias = features.new_zeros(classes, len(moment)), features.new_zeros(classes)

@@ -90,7 +90,7 @@ def curves(*runs):
             chance = 100 / len(sets.open_source(test, root, "test").classes)
             axis.axhline(chance, color="gray", linestyle=":")
             axis.text(0, chance, f"chance {chance:.3g}", va="bottom")
-        axis.set(title=name, xlabel="step", xlim=(0, None), ylim=(0, 1.2 * axis.dataLim.ymax))
+        axis.set(title=name, xlabel="step", xlim=(0, None), ylim=(0, 1.2 * axis.dataLim.ymax or 1))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
@@ -147,7 +147,7 @@ def main(argv=None):
     add = parser.add_argument
     add("runs", nargs="*", default=["runs/scenes-slip"], help="run folders (default: runs/scenes-slip)")
     add("--only", nargs="+", choices=FIGURES, metavar="FIGURE", help="these (default: all)")
-    add("--table", choices=tables.TABLES, help="a table of tables.py instead of runs")
+    add("--table", choices=tables.TABLES, metavar="TABLE", help="of tables.py, not runs: %(choices)s")
     add("--data", default="scenes", help="with --table: the set (default: %(default)s)")
     add("--out", metavar="FILE", help="the .png of one figure (default: FIGURE.png in RUN/figures)")
     args = parser.parse_args(argv)
@@ -156,7 +156,8 @@ def main(argv=None):
     try:
         runs = [] if args.table else [Run(path) for path in args.runs]
         folder = os.path.join(runs[0].folder, "figures") if runs else "runs/tables"
-        drawn = list(FIGURES) if runs and runs[0].model.text else ["views", "curves"]
+        pairs = runs and runs[0].model.text and len(runs[0].images(1))
+        drawn = list(FIGURES) if pairs else ["views", "curves"]
         for name in [args.table] if args.table else args.only or drawn:
             figure = table(name, args.data) if args.table else FIGURES[name](*runs)
             os.makedirs(folder, exist_ok=True)

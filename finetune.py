@@ -1,7 +1,7 @@
-"""Fine-tuning: the whole image tower and a linear head learn a labelled set, end to end.
+"""Fine-tuning: image tower and linear head learn a labelled set, end to end.
 
-    python finetune.py --checkpoint runs/scenes-slip --data scenes       # a small set, minutes
-    python finetune.py --checkpoint slip_base_25ep.pt --data imagenet    # the paper's recipe
+    python finetune.py --checkpoint runs/scenes-slip --data scenes
+    python finetune.py --checkpoint slip_base_25ep.pt --data imagenet
 
 Paper: end-to-end fine-tuning. The recipe is BEiT's: layer decay, drop path, mixup, cutmix, RandAugment,
 random erasing. The class token's feature [B, D] goes into the head. best.pt is chosen on a held-out part of
@@ -12,7 +12,7 @@ the training set. An image is mixed with one of its own rank's. Left to others: 
 import argparse
 import dataclasses
 import math
-import os
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -75,8 +75,7 @@ class RandAugment(v2.RandAugment):
 
 def strong_view(magnitude, erasing):
     """-> what is done to a crop, uint8 [3, S, S]. After erasing the result is normalised float: an erased box
-    holds noise about the mean, which bytes cannot.
-    """
+    holds noise about the mean, which bytes cannot."""
     steps = [RandAugment(magnitude)] if magnitude else []
     if erasing:
         steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(augment.MEAN, augment.STD)]
@@ -167,7 +166,7 @@ def resolve(args, path, config, images):
     values |= dict(checkpoint=path, image_size=config.image_size)
     values["lr"] = args.lr or own["lr"] * values["batch_size"] / own["batch_size"]
     values["workers"] = recipe.workers(images) if args.workers is None else args.workers
-    values["out"] = args.out or os.path.join(os.path.dirname(path), f"finetune-{args.data}")
+    values["out"] = args.out or str(Path(path).with_name(f"finetune-{Path(args.data).stem}"))
     return values
 
 

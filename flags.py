@@ -26,16 +26,17 @@ TESTS = "test sets to measure after each epoch, by commas, or none (default: the
 
 def arguments(examples):
     parser = argparse.ArgumentParser(
-        description="Train SLIP, CLIP, or self-supervision alone. A flag left out takes the recipe's\n"
-        "value for the method and the data (recipe.py): for imagenet the paper's. The same\n"
-        "line again resumes a stopped run.",
+        description="Train SLIP, CLIP, or self-supervision alone. A flag left out takes the\n"
+        "recipe's value for the method and the data (recipe.py): for imagenet the\n"
+        "paper's. The same line again resumes a stopped run.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=examples,
     )
     count, natural, share = console.positive_int, console.natural, console.share
     number, not_negative = console.positive_float, console.not_negative
     add = parser.add_argument_group("what is trained").add_argument
-    add("--method", default="slip", choices=slip.METHODS, help="the objective (default: %(default)s)")
+    words = dict(metavar="METHOD", help="%(choices)s (default: %(default)s)")
+    add("--method", default="slip", choices=slip.METHODS, **words)
     add("--model", choices=SIZES, help="image tower (default: the recipe's)")
     add("--image-size", type=count, help="side of the views, pixels")
     add("--patch", type=count, help="side of a patch, pixels (default: the model's)")
@@ -91,8 +92,7 @@ def check(args):
 
 def resolve(args, whole, config):
     """-> {flag: value}: what was typed, else the weights' own sizes (--init), else the recipe's; and what
-    follows from them: steps, warmup_steps, partner, class_names.
-    """
+    follows from them: steps, warmup_steps, partner, class_names."""
     values = recipe.recipe(args.method, args.data, len(whole), args.recipe) | {"mask_same_class": False}
     if config:
         values |= recipe.FROM_WEIGHTS
@@ -112,8 +112,7 @@ def resolve(args, whole, config):
 
 def tokenizer(vocab, source, optional):
     """The Tokenizer of --vocab. `optional`: nobody typed it, so where CLIP's is not installed one is learned
-    on the captions of `source`, or on its class names in templates.
-    """
+    on the captions of `source`, or on its class names in templates."""
     if vocab != "train":
         try:
             return Tokenizer.clip(None if vocab == "clip" else vocab)

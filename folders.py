@@ -26,8 +26,7 @@ def has_splits(folder, splits=("train", "test", "val")):
 
 def open_folders(name, base, split, words):
     """A split, "train" or "test", of the class folders under `base`; ImageNet's test split is its folder val.
-    `words`: folder names -> class names, where no file names them. Raises ValueError or FileNotFoundError.
-    """
+    `words`: folder names -> class names, where no file names them. Raises ValueError or FileNotFoundError."""
     splits = ["train"] if split == "train" else ["val"] if name == "imagenet" else ["test", "val"]
     folder = next((base / s for s in splits if (base / s).is_dir()), base / splits[0])
     folders, paths, labels = list_folder(folder)
@@ -41,8 +40,7 @@ def open_folders(name, base, split, words):
 def list_folder(folder, whole=False):
     """folder/<class>/**/image -> (sorted class folders, paths, labels int [n]).
     Other files, and classes without an image, are warned of. Raises FileNotFoundError where there is no
-    image and, for a `whole` set, where a class has none.
-    """
+    image and, for a `whole` set, where a class has none."""
     classes, paths, labels, empty, other = [], [], [], [], []
     for name in sorted(os.listdir(folder)):
         if name.startswith(".") or name in IGNORED or not (folder / name).is_dir():
@@ -91,7 +89,7 @@ def read_names(base, folders):
     path = base / ("LOC_synset_mapping.txt" if mapping else "classes.txt")
     named = {}
     for line in filter(str.strip, read_text(path).splitlines() if path.is_file() else []):
-        folder, *called = line.split(None if mapping else "\t", 1)
+        folder, *called = line.strip().split(None if mapping else "\t", 1)
         if not called:
             raise ValueError(f"{path}: found {line[:60]!r}, expected folder<TAB>name")
         named[folder.strip()] = called[0].split(",")[0] if mapping else called[0].strip()

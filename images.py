@@ -35,8 +35,7 @@ def is_shortage(error):
 
 def read_image(file):
     """Any image (a path or a binary file) -> PIL RGB: turned as its EXIF says, transparent parts on white,
-    other depths scaled to 8 bits, the first frame of several. Raises what Pillow raises.
-    """
+    other depths scaled to 8 bits, the first frame of several. Raises what Pillow raises."""
     with Image.open(file, formats=FORMATS) as image:
         image.load()
         if image.mode[0] in "IF":  # one channel of 16 or 32 bits
@@ -51,8 +50,7 @@ def read_image(file):
 
 def eight_bits(image):
     """One channel of integers or floats -> mode L. White is what the file states (TIFF, PGM), else the least
-    usual white above all values. With negative values, the extremes are black and white. NaN: black.
-    """
+    usual white above all values. With negative values, the extremes are black and white. NaN: black."""
     values = np.asarray(image, np.float64)
     finite = values[np.isfinite(values)]
     low, high = finite.min(initial=0), finite.max(initial=0)

@@ -11,7 +11,7 @@ logistic regression, which is the same for any number of threads; the paper's is
 import argparse
 import dataclasses
 import math
-import os
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -52,8 +52,7 @@ def probe(train, train_labels, test, test_labels, classes):
 
 def evaluate(model, train, test, device, workers=0):
     """The fast recipe on both splits of a labelled set -> (metrics of the test split, weight decay). Training
-    images that cannot be decoded are left out with a warning; of the test split they raise Stop.
-    """
+    images that cannot be decoded are left out with a warning; of the test split they raise Stop."""
     model.eval()
     given = (model.config.image_size, device, model.visual)
     parts = apply_to_set(train, *given, workers=workers, skip_bad=True)[:2]
@@ -67,7 +66,7 @@ def set_up(args, path, model, train):
     values = vars(args) | dict(checkpoint=path, image_size=model.config.image_size)
     values |= runs.length(args, recipe.LINEAR | dict(epochs=args.epochs, warmup_epochs=0), len(train))
     values["lr"] = args.lr or recipe.LINEAR["lr"] * values["batch_size"] / recipe.LINEAR["lr_batch"]
-    values["out"] = args.out or os.path.join(os.path.dirname(path), f"linear-{args.data}")
+    values["out"] = args.out or str(Path(path).with_name(f"linear-{Path(args.data).stem}"))
     settings = dataclasses.make_dataclass("Settings", values, frozen=True)(**values)
     torch.manual_seed(args.seed)
     head = torch.nn.Linear(model.visual.width, len(train.classes))

@@ -28,8 +28,7 @@ SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RA
 def start(device=None, minutes=30):
     """Join the process group, if torchrun or srun started several ranks -> this rank's torch.device.
 
-    `device`: "cpu", "cuda", "cuda:1", "xpu", "mps", or None for the best there is. Raises ValueError.
-    """
+    `device`: "cpu", "cuda", "cuda:1", "xpu", "mps", or None for the best there is. Raises ValueError."""
     env = os.environ
     if "RANK" not in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         env.update({ours: env[theirs] for ours, theirs in SLURM.items()})
@@ -57,8 +56,7 @@ def stop():
 
 def leave(code=0):
     """End the process with an exit code. One of many ranks ends at once: on the usual way out it may wait for
-    the others for ever.
-    """
+    the others for ever."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.stdout.flush()
         os._exit(code or 0)
@@ -95,8 +93,7 @@ def share(rows):
 
 class Gather(torch.autograd.Function):
     """All ranks' rows, in rank order; the backward pass sums the gradients of all ranks and keeps this rank's
-    rows.
-    """
+    rows."""
 
     @staticmethod
     def forward(ctx, rows):

@@ -29,7 +29,7 @@ PAPER_SETS = {"cc3m": dict(epochs=40), "cc12m": dict(epochs=35)}
 SMALL = dict(model="vit_tiny", epochs=25, batch_size=64, lr=1e-3, wd=0.1)
 SMALL |= dict(strong_crop=0.3, vocab="train", workers=0)
 SMALL_SETS = {
-    "scenes": dict(epochs=9),
+    "scenes": dict(epochs=12),
     "fashionmnist": dict(epochs=1, image_size=28, patch=7),
     "cifar10": dict(epochs=10, strong_crop=0.2),
     "cifar100": dict(epochs=20, strong_crop=0.2),
@@ -61,8 +61,7 @@ LINEAR |= dict(momentum=0.9, crop=0.08, test_resize=256 / 224)
 
 def recipe(method, data, images=None, name=None):
     """The values of the flags which the paper, or a small set, decides. `images`: how many the set has;
-    `name`: "paper" or "small", None for what suits the set.
-    """
+    `name`: "paper" or "small", None for what suits the set."""
     data = "scenes" if data.startswith("scenes") else data
     small = data in SMALL_SETS or (images is not None and images < SMALL_SET)
     name = name or ("small" if small else "paper")
@@ -84,8 +83,7 @@ def finetune(model, data):
 
 def parameter_groups(model, wd):
     """Two groups for the optimizer: parameters of two dimensions and more decay (class token and positions
-    too); biases, LayerNorm, BatchNorm and the logit scale do not.
-    """
+    too); biases, LayerNorm, BatchNorm and the logit scale do not."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": wd},
@@ -115,8 +113,7 @@ def layer_groups(model, depth, wd, decay):
 
 def learning_rate(step, steps, warmup, peak, start=START_LR, end=END_LR):
     """Linear from `start` over `warmup` steps, then a cosine from `peak` that reaches `end` at the last of
-    `steps`; neither end is above the peak.
-    """
+    `steps`; neither end is above the peak."""
     start, end = min(start, peak), min(end, peak)
     if step < warmup:
         return start + (peak - start) * step / warmup

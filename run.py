@@ -39,8 +39,7 @@ class Interrupted(BaseException):
 def open_run(settings, free, columns):
     """The run of the folder settings.out, resumed if its checkpoint is there. `settings`: a dataclass of
     plain data with out, seed, steps, epoch_steps, batch_size; it must be that of the checkpoint but for the
-    names in `free`. `columns`: of the log. Raises ValueError or OSError.
-    """
+    names in `free`. `columns`: of the log. Raises ValueError or OSError."""
     out, args, state = settings.out, dataclasses.asdict(settings), None
     os.makedirs(out, exist_ok=True)
     path = os.path.join(out, CHECKPOINT)
@@ -100,8 +99,7 @@ class Run:
         """Yields (step, batch) of the steps that are left, until a signal; loader_for(steps) -> a DataLoader.
 
         Workers begin with both signals blocked: a signal to the whole process group must not end them before
-        the step that is running.
-        """
+        the step that is running."""
         before = {number: signal.signal(number, self.note_signal) for number in SIGNALS}
         mask = getattr(signal, "pthread_sigmask", lambda *_: None)  # Windows has none
         try:
@@ -218,8 +216,7 @@ class Run:
 
 def length(args, values, images, most=0.1):
     """-> {batch_size, epoch_steps, steps, warmup_steps} of a run over so many images: as typed (`args`), else
-    by the recipe (`values`), its warm-up at most the share `most` of the steps. Raises ValueError.
-    """
+    by the recipe (`values`), its warm-up at most the share `most` of the steps. Raises ValueError."""
     world = ranks.world()
     batch = args.batch_size or min(values["batch_size"], images // world * world)
     if not 0 < batch <= images or batch % world:

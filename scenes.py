@@ -181,8 +181,11 @@ def main(argv=None):
     parser.add_argument("--out", default="scenes", help="folder (default: %(default)s)")
     parser.add_argument("--count", type=int, default=24, help="images (default: %(default)s)")
     args = parser.parse_args(argv)
-    out, data = Path(args.out), build("train", args.count)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out, data = Path(args.out), build("train", args.count)
+        out.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: --out {args.out} --count {args.count}: {error}\n")
     for i, text in enumerate(data["captions"]):
         colour, kind = (NAMES[what][data[what][i]] for what in ("colour", "kind"))
         path = out / f"{i:05d}-{colour}-{kind}.png"

@@ -164,7 +164,7 @@ def save(path, model, run=None):
 
 def parse_config(state, path):
     try:
-        return Config(**state["config"])
+        return configure(**state["config"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} does not fit this version of slip.py: {error}") from None
 

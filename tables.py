@@ -129,7 +129,7 @@ def full(name):
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Train and test what a table of the paper compares.")
     add = parser.add_argument
-    add("name", choices=TABLES, help="which table")
+    add("name", choices=TABLES, metavar="TABLE", help="%(choices)s")
     add("--data", default="scenes", help="labelled set to compare on (default: %(default)s)")
     add("--rows", nargs="+", choices=ROWS, metavar="ROW", help="these rows only (default: the table's)")
     add("--with", dest="more", default="", metavar="FLAGS", help="more flags of train.py for every row")
@@ -140,6 +140,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.full:
         return print(full(args.name))
+    try:
+        sets.labelled(args.data, args.root)
+    except (ValueError, OSError) as error:
+        console.fail(parser, error)
     rows, seeds = args.rows or TABLES[args.name], range(args.seeds)
     wanted = columns(args.name, args.data, args.root)
     plans = {(row, seed): plan(args.data, row, seed, args.more) for seed in seeds for row in rows}

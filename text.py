@@ -108,7 +108,7 @@ class Tokenizer:
 
     @classmethod
     def clip(cls, path=None):
-        """CLIP's 49,408 ids, by default from open_clip's file. Raises FileNotFoundError."""
+        """CLIP's 49,408 ids, by default from open_clip's file. Raises FileNotFoundError, ValueError."""
         package = importlib.util.find_spec("open_clip")  # found, not imported
         installed = package.origin if package else "open_clip"
         path = Path(path or Path(installed).with_name("bpe_simple_vocab_16e6.txt.gz"))
@@ -117,10 +117,13 @@ class Tokenizer:
         # The file writes a byte as one character: a visible one as itself, the others as U+0100 and up.
         letters = [chr(byte) for byte in VISIBLE] + [chr(256 + i) for i in range(256 - len(VISIBLE))]
         ids = {name: i for i, name in enumerate(letters + [letter + "</w>" for letter in letters])}
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            pairs = [line.split() for line in file][1:48895]  # CLIP takes no more
-        ids |= {a + b: FIRST + i for i, (a, b) in enumerate(pairs)}
-        return cls([(ids[a], ids[b]) for a, b in pairs])
+        try:
+            with gzip.open(path, "rt", encoding="utf-8") as file:
+                pairs = [line.split() for line in file][1:48895]  # CLIP takes no more
+            ids |= {a + b: FIRST + i for i, (a, b) in enumerate(pairs)}
+            return cls([(ids[a], ids[b]) for a, b in pairs])
+        except (EOFError, KeyError, ValueError, gzip.BadGzipFile) as error:
+            raise ValueError(f"{path} is not bpe_simple_vocab_16e6.txt.gz: {error!r:.60}") from None
 
     def state(self):  # plain data for a checkpoint
         return {"merges": [list(pair) for pair in self.merges]}

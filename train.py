@@ -1,8 +1,8 @@
 """Pre-training: one vision transformer, the sum of two losses. Paper: Algorithm 1, which is `objective`.
 
-python train.py                                      # the built-in scenes, minutes on a laptop
-python train.py --data imagenet --epochs 25           # the paper's hyper-parameters; class names as captions
-torchrun --nproc_per_node=8 train.py --data yfcc15m   # the paper's data, on eight GPUs
+python train.py                                      # built-in images, minutes
+python train.py --data imagenet --epochs 25          # the paper's values
+torchrun --nproc_per_node=8 train.py --data yfcc15m  # its data, on eight GPUs
 
 Left to others: the towers (vit.py, text.py), their views in chunks (slip.py), the losses (losses.py), the
 samples (data.py), the run's folder (run.py), the paper's values (recipe.py).
@@ -189,8 +189,7 @@ def make_model(values, captioned, tokenizer, optional):
 
 def sample_views(views, most=1000):
     """Normalised strong crops of at most so many images [n, 3, S, S], their colours as they are: BEiT's
-    visual tokens are learned on them.
-    """
+    visual tokens are learned on them."""
     source = views.captioned if views.other is None else views.other
     keys = [(0, i) for i in range(0, len(source), -(-len(source) // most))]
     keys = [(key if views.other is None else (0, 0), key) for key in keys]
@@ -246,7 +245,8 @@ def report(settings, run, watch):
     language = "clip_loss" in run.columns
     command = f"python {'zeroshot' if language else 'linear'}.py --checkpoint {path} --data "
     command += f"{shlex.quote(settings.data)} --root {shlex.quote(settings.root)}"
-    command += " --retrieval" if language and not watch.tests else ""
+    captioned = language and not watch.held.classes and not settings.data.startswith("scenes")
+    command += (" --retrieval" if len(watch.held) else " --retrieval --split train") if captioned else ""
     ranks.say(f"saved {path}; try: {command}")
     ranks.say(f"and, to look at it: python figures.py {shlex.quote(settings.out)}")
 

@@ -16,8 +16,7 @@ from losses import info_nce
 class Validation:
     """After each epoch: labelled test sets by zero-shot, for the log only; and a score on the held-out part
     of the training set, by which best.pt is chosen: zero-shot accuracy where it has classes, recall at 1
-    where it has captions, k nearest neighbours without language.
-    """
+    where it has captions, k nearest neighbours without language."""
 
     def __init__(self, settings, model, device, kept, held):
         self.settings, self.model, self.device, self.held = settings, model, device, held
@@ -38,7 +37,7 @@ class Validation:
         """What --zeroshot names, or where nothing was typed the set itself, or imagenet, if it is there."""
         settings, name = self.settings, "imagenet"
         if settings.zeroshot is not None:
-            return [name for name in settings.zeroshot.split(",") if name not in ("", "none")]
+            return [n.strip() for n in settings.zeroshot.split(",") if n.strip() not in ("", "none")]
         if settings.data.startswith(("scenes-told", "scenes-uncurated")):
             name = "scenes"
         elif self.held.classes or settings.data == "scenes":

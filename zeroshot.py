@@ -1,10 +1,10 @@
-"""Zero-shot transfer: name the class of an image by the caption that suits it best.
+"""Zero-shot transfer: an image gets the class whose caption suits it best.
 
-    python zeroshot.py --checkpoint F --data scenes                            # the built-in test split
-    python zeroshot.py --checkpoint F G --data all --root data                 # every set there, two models
-    python zeroshot.py --checkpoint F --image cat.jpg --classes "a dog,a cat"  # a name for one image
-    python zeroshot.py --checkpoint F --folder photos --query "a red bus"      # images for a sentence
-    python zeroshot.py --checkpoint F --data coco --retrieval                  # captions and images
+    python zeroshot.py --checkpoint F --data scenes    # the built-in test split
+    python zeroshot.py --checkpoint F G --data all     # all sets, two models
+    python zeroshot.py --checkpoint F --image cat.jpg --classes "a dog,a cat"
+    python zeroshot.py --checkpoint F --folder photos --query "a red bus"
+    python zeroshot.py --checkpoint F --data coco --retrieval
 
 Paper: zero-shot transfer, to 26 sets, each judged by its own metric. For each class every prompt is filled
 and encoded, each embedding normalised, their mean normalised again; the class with the largest cosine wins.
@@ -31,7 +31,7 @@ import sets
 import slip
 from device import autocast
 from evaluate import METRICS, apply_to_set, chance, metrics, record
-from images import Files, Source, is_image, read_image, subset
+from images import Files, Source, is_image, subset
 
 RETRIEVED = 5000  # images in a retrieval at most: of a larger set a fixed sample
 SEEN = "  (prompt classification of classes seen in training, not zero-shot transfer)"
@@ -49,8 +49,7 @@ def classifier(model, names, templates, device):
 
 def evaluate(model, source, device, *, templates=None, workers=0):
     """Zero-shot accuracy of a model on a labelled set: {metric: per cent}, as evaluate.metrics gives them.
-    `templates`: instead of the set's own. Raises console.Stop for an image that cannot be decoded.
-    """
+    `templates`: instead of the set's own. Raises console.Stop for an image that cannot be decoded."""
     weights = classifier(model, source.classes, templates or sets.prompts(source.name), device)  # [K, E]
     embeds, labels, _ = embed_images(model, source, device, workers)  # [n, E], [n]
     return metrics(embeds @ weights.T, labels)  # in float32: near cosines are equal in bf16
@@ -96,8 +95,7 @@ def recall(images, texts, owner, ks=(1, 5, 10)):
     """Recall at k both ways: {"image to text": {k: per cent}, "text to image": {k: per cent}}.
 
     images [N, E], texts [M, E] of unit length, owner [M]: the image of each caption. An image finds a caption
-    if any of its own is among the k nearest. Ties count as misses.
-    """
+    if any of its own is among the k nearest. Ties count as misses."""
     own = torch.arange(len(images), device=owner.device)
     ways = {"image to text": (images, own, texts, owner), "text to image": (texts, owner, images, own)}
     found = {}
@@ -141,7 +139,7 @@ def run_retrieval(args, models, device, pairs):
 
 def open_tasks(args):
     """-> [(labelled test set, templates)] of --data; of "all" those that can be opened."""
-    chosen, tasks = args.data.split(","), []
+    chosen, tasks = [name.strip() for name in args.data.split(",")], []
     if args.data == "all":
         chosen = [name for name in sets.names(args.root) if sets.found(name, args.root)]
         chosen += [name for name in sets.SCENES if name != "scenes-kind"]  # which is "scenes" again
@@ -238,7 +236,7 @@ def show_list(root):
 
 def run_image(args, model, device, image):
     """The typed names with their probabilities, the likeliest first."""
-    names = [name.strip() for name in args.classes.split(",")]
+    names = [name.strip() for name in args.classes.strip(", ").split(",")]
     embed = unit(model.encode_image(model.preprocess(image).to(device)))  # [1, E]
     logits = model.logit_scale.exp() * embed @ classifier(model, names, ["{}"], device).T  # [1, K]
     for probability, name in sorted(zip(logits.softmax(1)[0].tolist(), names), reverse=True):
@@ -285,7 +283,7 @@ def set_up(args):
     if args.list:
         return show_list, (args.root,)
     if args.download:
-        for name in args.data.split(","):
+        for name in map(str.strip, args.data.split(",")):
             sets.download(name, args.root)
         return ranks.say, (f"{args.data}: there, under {args.root}",)
     if not args.checkpoint:
@@ -300,7 +298,8 @@ def set_up(args):
         model.encode_text("")  # raises where there is no language, or no tokenizer
         models[path] = (model, (slip.read_checkpoint(path).get("run") or {}).get("args", {}))
     if args.image:
-        return run_image, (args, model, device, read_image(args.image))
+        image, _ = data.readable(Source("", Files([args.image], [""])), 0, [])
+        return run_image, (args, model, device, image)
     if args.folder:
         return run_query, (args, model, device)
     if args.retrieval:

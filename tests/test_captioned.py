@@ -113,7 +113,8 @@ def test_semicolons_blank_lines_backslashes_and_absolute_paths_are_understood(fo
 BAD = {  # file: (content, what the sentence says)
     "no-path.tsv": ("name\tcaption\nx\ta\n", r"row 1: columns \['name', 'caption'\]: expected one of"),
     "no-key.jsonl": ('{"path": "0.png", "text": "a"}\n{"path": "0.png"}\n', "row 2: columns .*'path'"),
-    "no-text.jsonl": ('{"path": "0.png", "text": 7}\n', "row 1: .* 'int' object"),
+    "no-text.jsonl": ('{"path": "0.png", "text": 7}\n', "row 1: expected text under path and caption"),
+    "list.jsonl": ("[1, 2]\n", "row 1: expected text under path and caption"),
     "not.jsonl": ('{"path": "0.png", "text": "a"}\n{path: 1}\n', "row 2: Expecting"),
     "empty.tsv": ("", "holds no images"),
     "break.tsv": ('path\tcaption\n0.png\t"a\nb"\n', "row 3: found 1 columns.* line break .* wants CSV"),
