@@ -111,7 +111,7 @@ class BYOL(Momentum):
 
 
 class BEiT(Branch):
-    """Predict the visual tokens of masked patches (Bao et al. 2022, arXiv 2106.08254: DALL-E's)."""
+    """Predict visual tokens (theirs: DALL-E's) of masked patches (Bao et al. 2022, arXiv 2106.08254)."""
 
     settings = {"ssl_out": 512}  # a visual token is the nearest of so many k-means centres
 
