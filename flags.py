@@ -48,7 +48,7 @@ def arguments(examples):
     add("--data", default="scenes", help=DATA)
     add("--root", default="data", help="folder that holds the sets (default: %(default)s)")
     add("--captions", type=natural, metavar="N", help="captions for N images only (0: for all)")
-    same = "class names as captions: images of one class are no negatives of each other"
+    same = "images captioned by one class name are no negatives (small recipe: so; paper: not)"
     add("--mask-same-class", action=argparse.BooleanOptionalAction, help=same)
     add("--clip-aug", choices=["light", "simclr"], default="light", help="the language loss's view")
     add("--clip-views", type=int, choices=[1, 2], default=1, help="views in the language loss (default: 1)")
@@ -93,7 +93,7 @@ def check(args):
 def resolve(args, whole, config):
     """-> {flag: value}: what was typed, else the weights' own sizes (--init), else the recipe's; and what
     follows from them: steps, warmup_steps, partner, class_names."""
-    values = recipe.recipe(args.method, args.data, len(whole), args.recipe) | {"mask_same_class": False}
+    values = recipe.recipe(args.method, args.data, len(whole), args.recipe)
     if config:
         values |= recipe.FROM_WEIGHTS
         values |= {name: getattr(config, name) for name in ("model", "image_size", "patch")}
@@ -105,7 +105,8 @@ def resolve(args, whole, config):
     values["partner"] = partner
     values["out"] = args.out or os.path.join("runs", f"{Path(args.data).stem}-{args.method}")
     values["class_names"] = whole.classes if language else None
-    if values["mask_same_class"] and not values["class_names"]:
+    values["mask_same_class"] = bool(values["mask_same_class"] and values["class_names"])
+    if args.mask_same_class and not values["mask_same_class"]:
         raise ValueError("--mask-same-class is for class names as captions, and this run has none")
     return values
 

@@ -16,6 +16,7 @@ SMALL_SET = 20_000  # images: fewer are decoded in the main process and get the 
 # model's value. light_crop, strong_crop: the smallest share of the image in CLIP's crop and in a strong view.
 PAPER = dict(model="vit_b16", image_size=None, patch=None, ssl_temp=None, vocab="clip", workers=WORKERS)
 PAPER |= dict(epochs=25, batch_size=4096, warmup_epochs=1.0, ssl_scale=1.0, light_crop=0.5, strong_crop=0.08)
+PAPER |= dict(mask_same_class=False)
 BETAS, EPS, START_LR, END_LR = (0.9, 0.98), 1e-8, 1e-6, 1e-5
 METHOD = {  # method: lr, wd at batch 4096; another --batch-size leaves them as they are: set --lr with it
     "slip": dict(lr=3e-3, wd=0.1),
@@ -27,7 +28,7 @@ for partner in ("mocov3", "byol", "beit"):  # not published: slip-X takes SLIP's
 PAPER_SETS = {"cc3m": dict(epochs=40), "cc12m": dict(epochs=35)}
 # Sets of fewer than 20,000 images, and those below: ours, for two CPU cores.
 SMALL = dict(model="vit_tiny", epochs=25, batch_size=64, lr=1e-3, wd=0.1)
-SMALL |= dict(strong_crop=0.3, vocab="train", workers=0)
+SMALL |= dict(strong_crop=0.3, vocab="train", workers=0, mask_same_class=True)
 SMALL_SETS = {
     "scenes": dict(epochs=12),
     "fashionmnist": dict(epochs=1, image_size=28, patch=7),

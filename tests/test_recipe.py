@@ -27,7 +27,8 @@ def test_small_sets_get_the_small_recipe_unless_the_papers_is_asked_for():
     assert recipe.recipe("slip", "clipart", 1_274)["model"] == "vit_tiny"
     assert recipe.recipe("slip", "clipart", 1_274, "paper")["model"] == "vit_b16"
     assert recipe.recipe("slip", "clipart", 20_000)["recipe"] == "paper"
-    assert recipe.recipe("slip", "fashionmnist", 57_000)["recipe"] == "small"
+    small, paper = (recipe.recipe("slip", name, 57_000) for name in ("fashionmnist", "imagenet"))
+    assert small["recipe"] == "small" and small["mask_same_class"] and not paper["mask_same_class"]
 
 
 @pytest.mark.parametrize("steps, warmup", [(100, 10), (10_000, 400), (50, 0)])
