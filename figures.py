@@ -89,7 +89,8 @@ def curves(*runs):
         if name != test and sets.found(test, root):
             chance = 100 / len(sets.open_source(test, root, "test").classes)
             axis.axhline(chance, color="gray", linestyle=":")
-            axis.text(0, chance, f"chance {chance:.3g}", va="bottom")
+            where = dict(xycoords=("axes fraction", "data"), ha="right", va="top")
+            axis.annotate(f"chance {chance:.3g}", (1, chance), **where)
         axis.set(title=name, xlabel="step", xlim=(0, None), ylim=(0, 1.2 * axis.dataLim.ymax or 1))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
