@@ -152,6 +152,8 @@ def main(argv=None):
     add("--data", default="scenes", help="with --table: the set (default: %(default)s)")
     add("--out", metavar="FILE", help="the .png of one figure (default: FIGURE.png in RUN/figures)")
     args = parser.parse_args(argv)
+    if args.out and not args.table and len(args.only or FIGURES) > 1:
+        parser.exit(2, f"{parser.prog}: --out is the file of one figure: type --only with one name\n")
     if Figure is None:
         parser.exit(2, f"{parser.prog} draws with matplotlib: type pip install matplotlib\n")
     try:

@@ -244,7 +244,8 @@ def report(settings, run, watch):
     path = shlex.quote(os.path.join(settings.out, runs.CHECKPOINT))
     language = "clip_loss" in run.columns
     command = f"python {'zeroshot' if language else 'linear'}.py --checkpoint {path} --data "
-    command += f"{shlex.quote(settings.data)} --root {shlex.quote(settings.root)}"
+    labelled = settings.data if language or watch.held.classes else "scenes"
+    command += f"{shlex.quote(labelled)} --root {shlex.quote(settings.root)}"
     captioned = language and not watch.held.classes and not settings.data.startswith("scenes")
     command += (" --retrieval" if len(watch.held) else " --retrieval --split train") if captioned else ""
     ranks.say(f"saved {path}; try: {command}")
