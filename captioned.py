@@ -89,7 +89,7 @@ class Pairs:
             raise ValueError(f"{name}, row {number}, {path!r}: not UTF-8, save it as UTF-8") from None
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{name}, row {number}: {error}") from None
-        except (TypeError, AttributeError, KeyError) as error:  # JSON of another form
+        except (TypeError, KeyError) as error:  # JSON of another form
             what = f"expected text under path and caption, found {error!r:.60}"
             raise ValueError(f"{name}, row {number}: {what}") from None
         if not hashes:
@@ -154,6 +154,8 @@ def json_row(line):
     if not line.strip():
         return None
     row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"expected text under path and caption, found {row!r:.60}")
     (path, captions), values = find_columns(tuple(row)), list(row.values())
     cells = [values[i] if isinstance(values[i], list) else [values[i]] for i in captions]
     return values[path], [text for cell in cells for text in cell if text is not None]
@@ -249,8 +251,9 @@ def read_tar(path):
                 elif suffix.lower() == ".txt":
                     parts["text"] = open_text(tar.extractfile(member)).read()
                 elif suffix.lower() == ".json":  # img2dataset writes both, other tools this one alone
-                    if caption := getattr(json.load(tar.extractfile(member)), "get", {}.get)("caption"):
-                        parts.setdefault("text", caption)
+                    about = json.load(tar.extractfile(member))
+                    if isinstance(about, dict) and about.get("caption"):
+                        parts.setdefault("text", about["caption"])
             file.seek(tar.offset)  # where the first header that is none begins
             end = file.read(2 * tarfile.RECORDSIZE)
             if len(end) < tarfile.BLOCKSIZE or end.strip(b"\0"):

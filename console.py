@@ -18,8 +18,8 @@ import torch
 import ranks
 
 WORKERS_DIED = "start the same line again with fewer --workers, or give docker --shm-size=16g or --ipc=host"
-warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # no line of the source
 LOST_PEER = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "peer")
+warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # no line of the source
 
 
 class Stop(Exception):

@@ -159,9 +159,10 @@ def main(argv=None):
     try:
         runs = [] if args.table else [Run(path) for path in args.runs]
         folder = os.path.join(runs[0].folder, "figures") if runs else "runs/tables"
-        pairs = runs and runs[0].model.text and len(runs[0].images(1))
-        drawn = list(FIGURES) if pairs else ["views", "curves"]
-        for name in [args.table] if args.table else args.only or drawn:
+        names = [args.table] if args.table else args.only
+        if not names:  # similarity wants held-out captions
+            names = list(FIGURES) if runs[0].model.text and len(runs[0].images(1)) else ["views", "curves"]
+        for name in names:
             figure = table(name, args.data) if args.table else FIGURES[name](*runs)
             os.makedirs(folder, exist_ok=True)
             path = args.out or os.path.join(folder, f"{name}.png")

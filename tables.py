@@ -140,10 +140,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.full:
         return print(full(args.name))
-    try:
-        sets.labelled(args.data, args.root)
-    except (ValueError, OSError) as error:
-        console.fail(parser, error)
+    if not sets.found(args.data, args.root):
+        console.fail(parser, f"no labelled set {args.data}: {sets.how_to_get(args.data, args.root)}")
     rows, seeds = args.rows or TABLES[args.name], range(args.seeds)
     wanted = columns(args.name, args.data, args.root)
     plans = {(row, seed): plan(args.data, row, seed, args.more) for seed in seeds for row in rows}

@@ -168,9 +168,7 @@ def choose_images(values, source):
         other = data.subset(other, data.holdout(len(other), seed)[0])  # the same set has the same held out
     smallest = min(len(captioned), len(other or captioned))
     if values["batch_size"] > smallest:
-        raise ValueError(
-            f"found --batch-size {values['batch_size']}, there are {smallest} images: type a smaller one"
-        )
+        raise ValueError(f"found --batch-size {values['batch_size']}, expected at most {smallest} (images)")
     return captioned, other
 
 
@@ -242,12 +240,12 @@ def report(settings, run, watch):
     cost = "{images_per_s:.0f} images/s over {hours:.2f} hours, {peak_memory_gib:.1f} GiB at the peak"
     ranks.say(cost.format(**numbers["cost"]))
     path = shlex.quote(os.path.join(settings.out, runs.CHECKPOINT))
-    language = "clip_loss" in run.columns
+    language, captioned = "clip_loss" in run.columns, not watch.held.classes
+    name = "scenes" if captioned and not language else settings.data  # captions are no labels
     command = f"python {'zeroshot' if language else 'linear'}.py --checkpoint {path} --data "
-    labelled = settings.data if language or watch.held.classes else "scenes"
-    command += f"{shlex.quote(labelled)} --root {shlex.quote(settings.root)}"
-    captioned = language and not watch.held.classes and not settings.data.startswith("scenes")
-    command += (" --retrieval" if len(watch.held) else " --retrieval --split train") if captioned else ""
+    command += f"{shlex.quote(name)} --root {shlex.quote(settings.root)}"
+    if language and captioned and not name.startswith("scenes"):
+        command += " --retrieval" if len(watch.held) else " --retrieval --split train"
     ranks.say(f"saved {path}; try: {command}")
     ranks.say(f"and, to look at it: python figures.py {shlex.quote(settings.out)}")
 

@@ -34,7 +34,7 @@ def no_gradient(rows):  # as torch's all_gather: the rows of other ranks have no
 
 
 def one_step(method):
-    if method == "broken":
+    if method == "broken":  # the last of all
         ranks.gather, method = no_gradient, "clip"
     torch.manual_seed(0)
     small = dict(vocab_size=520, text_depth=1, ssl_hidden=32, ssl_out=16)
