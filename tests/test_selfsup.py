@@ -200,3 +200,5 @@ def test_kmeans_finds_clusters_that_are_known():
     for i, code in enumerate(codes):  # converged: each is the mean of those that are nearest to it
         torch.testing.assert_close(code, points[labels == i].mean(0), rtol=1e-5, atol=1e-4)  # float32
     assert sum(len(set(labels[i::6].tolist())) for i in range(6)) == 30  # no code serves two clusters
+    few = torch.randn(5, 3, generator=torch.Generator().manual_seed(3))  # fewer than codes: some are equal
+    assert {tuple(code) for code in kmeans(few, 7).tolist()} == {tuple(point) for point in few.tolist()}

@@ -1,7 +1,5 @@
 """The tokenizer against a trainer that recounts, CLIP's own ids and Unicode's categories; the text tower
 against torch's TransformerEncoder, and for what a causal tower must not see.
-
-    python -m pytest tests/test_text.py      # for CLIP's ids: pip install --no-deps open_clip_torch
 """
 
 import importlib.util
