@@ -92,6 +92,11 @@ def readable(source, index, skipped, rng=None):
     raise Unreadable(f"{len(skipped)} images in a row cannot be read, the last is {skipped[-1]}")
 
 
+def synonyms(entry):
+    """The names of a class, the captions of an image."""
+    return [entry] if isinstance(entry, str) else entry
+
+
 def fill_template(template, name):
     """A template with a class name in the place of {}; other braces stand."""
     return template.replace("{}", name)

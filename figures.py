@@ -5,6 +5,7 @@ python figures.py runs/a runs/b --only curves --out curves.png      # one run la
 
 import argparse
 import os
+import re
 import textwrap
 
 import numpy as np
@@ -15,8 +16,6 @@ import data
 import sets
 import slip
 import tables
-import zeroshot
-from images import subset
 
 try:
     from matplotlib.figure import Figure
@@ -41,7 +40,7 @@ class Run:
     def images(self, held):
         """The images it was trained on (held=0), or those held out from these (held=1)."""
         whole = sets.open_source(self.args["data"], self.args["root"], "train")
-        return subset(whole, data.holdout(len(whole), self.args["seed"])[held])
+        return data.subset(whole, data.holdout(len(whole), self.args["seed"])[held])
 
     def column(self, name):
         """-> [(step, value)] of a column of the log, one for each epoch; of the loss about 200."""
@@ -98,10 +97,11 @@ def curves(*runs):
 
 def similarity(run, *_):
     """Captions against images, both held out from training: does each find its own?"""
-    held, synonyms = run.images(1), zeroshot.synonyms
+    held = run.images(1)
     different = {str(held.label(index)): index for index in range(len(held))}
     images, targets = zip(*(held[index] for index in list(different.values())[:8]))
-    captions = [synonyms(target if held.classes is None else held.classes[target])[0] for target in targets]
+    entries = targets if held.classes is None else [held.classes[target] for target in targets]
+    captions = [data.synonyms(entry)[0] for entry in entries]
     text_embed, image_embed = run.model.encode_text(captions), run.model.encode_image(list(images))  # [n, E]
     cosines = torch.cosine_similarity(text_embed[:, None], image_embed, dim=2)  # [n, n]
     n, right = len(captions), (cosines.argmax(1) == torch.arange(len(captions))).sum()
@@ -118,7 +118,8 @@ def similarity(run, *_):
 
 
 def table(name, dataset):
-    """The runs of a table, mean and standard deviation over the seeds: a panel for each test."""
+    """The runs of a table, mean and deviation over the seeds, a panel for each test: bars; or curves, where
+    rows differ by a number, as "SLIP, 30% named" does."""
     panels = {}
     for row in tables.TABLES[name]:
         seeds = [tables.results(tables.plan(dataset, row, seed)[0]) for seed in range(20)]
@@ -133,10 +134,18 @@ def table(name, dataset):
     figure, axes = sheet(title, 1, len(panels), 2.4 * len(panels) + 2.4, 4, sharey=True)
     for axis, (heading, panel) in zip(axes[0], panels.items()):
         axis.set_title(textwrap.fill(heading, 22))
+        lines = {}  # name: [(number, mean, deviation)]
         for row, (mean, deviation) in panel.items():
-            axis.barh(row, mean, xerr=deviation, capsize=3, color="C0" if "SLIP" in row else "C1")
-            axis.text(1, row, f"{mean:.1f}", va="center")
-        axis.yaxis.set_inverted(True)
+            if point := re.fullmatch(r"(.+), (\d+)(% | x )(.+)", row):
+                lines.setdefault(point[1], []).append((int(point[2]), mean, deviation))
+                axis.set(xlabel=f"{point[3]}{point[4]}".strip(), ylim=(0, 100))
+            else:
+                axis.barh(row, mean, xerr=deviation, capsize=3, color="C0" if "SLIP" in row else "C1")
+                axis.text(1, row, f"{mean:.1f}", va="center")
+        for name, points in lines.items():
+            axis.errorbar(*zip(*points), marker="o", capsize=3, label=name)
+        axis.yaxis.set_inverted(not lines)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 

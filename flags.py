@@ -122,9 +122,8 @@ def tokenizer(vocab, source, optional):
                 raise
             ranks.warn(f"{error}; unlike the paper's, this run's vocabulary is learned on the captions")
     if source.classes is not None:
-        names = [name for entry in source.classes for name in ([entry] if isinstance(entry, str) else entry)]
+        names = [name for entry in source.classes for name in data.synonyms(entry)]
         templates = sets.caption_templates(source.name)
         return Tokenizer.train([data.fill_template(t, name) for t in templates for name in 2 * names])
-    step = -(-len(source) // 1_000_000)  # of a larger set at most a million, spread over it
-    labels = [source.label(i) for i in range(0, len(source), step)]
-    return Tokenizer.train([c for label in labels for c in ([label] if isinstance(label, str) else label)])
+    indices = range(0, len(source), -(-len(source) // 1_000_000))  # at most a million, spread over the set
+    return Tokenizer.train([caption for i in indices for caption in data.synonyms(source.label(i))])

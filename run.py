@@ -90,11 +90,6 @@ class Run:
         """Whether an epoch's steps are done and its row is not yet written (stopped during evaluation)."""
         return self.numbers["count"] > 0 and (self.step % self.epoch_steps == 0 or self.step == self.steps)
 
-    @property
-    def must_save(self):
-        every = self.args.get("save_every")
-        return bool(every) and self.step % every == 0
-
     def batches(self, loader_for):
         """Yields (step, batch) of the steps that are left, until a signal; loader_for(steps) -> a DataLoader.
 

@@ -162,19 +162,15 @@ def save(path, model, run=None):
     checkpoints.atomic_save(state, path)
 
 
-def parse_config(state, path):
-    try:
-        return configure(**state["config"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not fit this version of slip.py: {error}") from None
-
-
 def unpack(path):
     """A checkpoint, ours or a published file -> (Config, weights under our names, Tokenizer or None)."""
     state, tokenizer = read_checkpoint(path), None
     if "format" in state:
         tokenizer = Tokenizer(state["tokenizer"]["merges"]) if state["tokenizer"] else None
-        return parse_config(state, path), state["weights"], tokenizer
+        try:
+            return configure(**state["config"]), state["weights"], tokenizer
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} does not fit this version of slip.py: {error}") from None
     with torch.device("meta"):
         model = build(state["args"].model)
     with suppress(FileNotFoundError):  # encode_text asks for the vocabulary; encode_image works without

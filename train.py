@@ -107,7 +107,7 @@ def train(model, run, settings, device, views, watch):
         run.record(stats, lr)
         if run.epoch_ended:
             end_epoch()
-        elif run.must_save:
+        elif settings.save_every and run.step % settings.save_every == 0:
             run.save(model, optimizer)
     run.finish(model, optimizer)
 

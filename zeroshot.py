@@ -42,7 +42,7 @@ def classifier(model, names, templates, device):
     """Class names, or lists of names whose prompts are averaged, and templates with {} -> unit [K, E]."""
     means = []
     for entry in names:
-        prompts = [data.fill_template(template, name) for name in synonyms(entry) for template in templates]
+        prompts = [data.fill_template(t, name) for name in data.synonyms(entry) for t in templates]
         means.append(embed_texts(model, prompts, device).mean(0))  # [E]
     return unit(torch.stack(means))  # [K, E]
 
@@ -78,15 +78,10 @@ def unit(embeds):
     return F.normalize(embeds.float(), dim=-1)
 
 
-def synonyms(entry):
-    """The names of a class, the captions of an image."""
-    return [entry] if isinstance(entry, str) else entry
-
-
 def embed_pairs(model, source, device, workers=0):
     """A captioned set -> unit images [N, E], texts [M, E], and owner [M]: the image of each caption."""
     images, _, indices = embed_images(model, source, device, workers, skip_bad=True)
-    captions = [synonyms(source.label(i)) for i in indices.tolist()]
+    captions = [data.synonyms(source.label(i)) for i in indices.tolist()]
     owner = torch.tensor([i for i, group in enumerate(captions) for _ in group], device=images.device)
     return images, embed_texts(model, [text for group in captions for text in group], device), owner
 
@@ -182,8 +177,9 @@ def read_published(path, name):
 
 def seen_share(run_args, classes):
     """The share (0-1) of classes by whose names, in whatever capitals, a run's images were captioned."""
-    known = {name.lower() for entry in run_args.get("class_names") or [] for name in synonyms(entry)}
-    return sum(any(name.lower() in known for name in synonyms(entry)) for entry in classes) / len(classes)
+    known = {name.lower() for entry in run_args.get("class_names") or [] for name in data.synonyms(entry)}
+    named = [any(name.lower() in known for name in data.synonyms(entry)) for entry in classes]
+    return sum(named) / len(named)
 
 
 def run_table(args, models, device, tasks):

@@ -77,7 +77,7 @@ def train(out, loader_for=batches, scores=(1.0, 3.0, 2.0), on_step=lambda step: 
         on_step(step)
         if run.epoch_ended:
             end_epoch()
-        elif run.must_save:
+        elif run.args["save_every"] and run.step % run.args["save_every"] == 0:
             run.save(model, optimizer)
     run.finish(model, optimizer)
     return model, run

@@ -80,8 +80,7 @@ def test_what_is_done_is_not_done_again_and_the_table_is_printed(tmp_path, monke
     for row, method in (("CLIP", 20.0), ("SLIP", 50.0)):
         tests, out = {test: {"top1": method} for test in sets.SCENES}, tables.plan("scenes", row, 0)[0]
         os.makedirs(out)
-        content = json.dumps({"checkpoint.pt": {task: tests for task in tables.WORDS}})
-        Path(out, "results.json").write_text(content)
+        Path(out, "results.json").write_text(json.dumps({"checkpoint.pt": {t: tests for t in tables.WORDS}}))
     assert tables.main(["main", "--rows", "CLIP", "SLIP", "--seeds", "1"]) == 0
     out = capsys.readouterr().out
     assert "| SLIP | 50.0 (1) | 50.0 (1) |" in out and "| 37.6 / 42.8 |" in out  # and the paper's figures
