@@ -97,11 +97,6 @@ def synonyms(entry):
     return [entry] if isinstance(entry, str) else entry
 
 
-def fill_template(template, name):
-    """A template with a class name in the place of {}; other braces stand."""
-    return template.replace("{}", name)
-
-
 @dataclass(eq=False)
 class Views(Dataset):
     """Training samples: a light crop with its caption, and strong crops of the same or of another image."""
@@ -154,7 +149,7 @@ class Views(Dataset):
         name = options if isinstance(options, str) else options[rng.integers(len(options))]
         if self.captioned.classes is None or not self.templates:
             return name
-        return fill_template(self.templates[rng.integers(len(self.templates))], name)
+        return self.templates[rng.integers(len(self.templates))].replace("{}", name)  # other braces stand
 
 
 @dataclass(eq=False)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import augment
+import console
 import data
 import sets
 import slip
@@ -162,9 +163,9 @@ def main(argv=None):
     add("--out", metavar="FILE", help="the .png of one figure (default: FIGURE.png in RUN/figures)")
     args = parser.parse_args(argv)
     if args.out and not args.table and len(args.only or FIGURES) > 1:
-        parser.exit(2, f"{parser.prog}: --out is the file of one figure: type --only with one name\n")
+        console.fail(parser, "--out is the file of one figure: type --only with one name")
     if Figure is None:
-        parser.exit(2, f"{parser.prog} draws with matplotlib: type pip install matplotlib\n")
+        console.fail(parser, "figures are drawn with matplotlib: type pip install matplotlib")
     try:
         runs = [] if args.table else [Run(path) for path in args.runs]
         folder = os.path.join(runs[0].folder, "figures") if runs else "runs/tables"
@@ -178,8 +179,8 @@ def main(argv=None):
             figure.savefig(path)
             print(path, flush=True)
     except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        console.fail(parser, error)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(console.guarded(main))

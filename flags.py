@@ -124,6 +124,6 @@ def tokenizer(vocab, source, optional):
     if source.classes is not None:
         names = [name for entry in source.classes for name in data.synonyms(entry)]
         templates = sets.caption_templates(source.name)
-        return Tokenizer.train([data.fill_template(t, name) for t in templates for name in 2 * names])
+        return Tokenizer.train([t.replace("{}", name) for t in templates for name in 2 * names])
     indices = range(0, len(source), -(-len(source) // 1_000_000))  # at most a million, spread over the set
     return Tokenizer.train([caption for i in indices for caption in data.synonyms(source.label(i))])

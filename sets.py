@@ -4,7 +4,7 @@ Paper: the 26 sets of "zero-shot transfer" (PAPER), how each is judged, and prom
 
     open_source("imagenet", root, "train") -> Source: source[i] -> (PIL RGB image, label or caption)
     found("imagenet", root) -> whether it is there       how_to_get("imagenet", root) -> what to do if not
-    prompts("imagenet") -> templates with {}, filled by data.fill_template
+    prompts("imagenet") -> templates with {} for the name
 
 The wording of names and prompts stands in sets.json. Not here: class folders (folders.py), captioned sets
 (captioned.py), the samples made of a Source (data.py).

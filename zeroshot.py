@@ -42,7 +42,7 @@ def classifier(model, names, templates, device):
     """Class names, or lists of names whose prompts are averaged, and templates with {} -> unit [K, E]."""
     means = []
     for entry in names:
-        prompts = [data.fill_template(t, name) for name in data.synonyms(entry) for t in templates]
+        prompts = [t.replace("{}", name) for name in data.synonyms(entry) for t in templates]
         means.append(embed_texts(model, prompts, device).mean(0))  # [E]
     return unit(torch.stack(means))  # [K, E]
 

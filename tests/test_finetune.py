@@ -172,6 +172,8 @@ def test_a_run_learns_and_notes_last_and_best(colours, capsys):
     tuned = slip.read_checkpoint("finetune-colours")["weights"]["visual.blocks.0.mlp.0.weight"]
     before = slip.read_checkpoint("checkpoint.pt")["weights"]["visual.blocks.0.mlp.0.weight"]
     assert 0 < (tuned - before).norm() < 0.5 * before.norm()  # it began at the checkpoint's tower
+    with pytest.raises(ValueError, match="holds a classifier, no SLIP: type the run that it began with"):
+        slip.load("finetune-colours")
 
 
 def test_a_run_stopped_within_an_epoch_resumes_bit_for_bit(colours, monkeypatch):
