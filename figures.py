@@ -146,7 +146,8 @@ def table(name, dataset):
         for name, points in lines.items():
             axis.errorbar(*zip(*points), marker="o", capsize=3, label=name)
         axis.yaxis.set_inverted(not lines)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    if lines:
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
