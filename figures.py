@@ -143,7 +143,7 @@ def table(name, dataset):
             else:
                 axis.barh(row, mean, xerr=deviation, capsize=3, color="C0" if "SLIP" in row else "C1")
                 axis.text(1, row, f"{mean:.1f}", va="center")
-        for name, points in lines.items():
+        for name, points in sorted(lines.items(), reverse=True):  # SLIP first and blue, as its bars
             axis.errorbar(*zip(*points), marker="o", capsize=3, label=name)
         axis.yaxis.set_inverted(not lines)
     if lines:

@@ -97,5 +97,5 @@ def test_a_table_is_drawn_from_its_results(tmp_path, monkeypatch, capsys):
     axis = figures.table("main", "scenes").axes[0]
     assert [bar.get_width() for bar in axis.patches] == [10.0 * k + 0.5 for k in range(5)]
     axis = figures.table("told", "scenes").axes[0]  # rows that differ by a number are the points of a curve
-    assert axis.get_xlabel() == "% named" and axis.get_legend_handles_labels()[1] == ["CLIP", "SLIP"]
+    assert axis.get_xlabel() == "% named" and axis.get_legend_handles_labels()[1] == ["SLIP", "CLIP"]
     assert axis.lines[0].get_xydata().tolist() == [[x, 0.5] for x in (10, 20, 30, 50, 75)]
