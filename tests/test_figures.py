@@ -94,6 +94,7 @@ def test_a_table_is_drawn_from_its_results(tmp_path, monkeypatch, capsys):
         return {("zeroshot", "scenes"): bars.get(name, 0) + int(seed)} if seed in "01" else {}
 
     monkeypatch.setattr(tables, "results", results)
+    figures.main(["--table", "main"])
     axis = figures.table("main", "scenes").axes[0]
     assert [bar.get_width() for bar in axis.patches] == [10.0 * k + 0.5 for k in range(5)]
     axis = figures.table("told", "scenes").axes[0]  # rows that differ by a number are the points of a curve
