@@ -98,8 +98,6 @@ def load_weights(model, weights, path, assign=False):
     try:
         model.load_state_dict(weights, assign=assign)
     except RuntimeError as error:
-        if weights.keys() & {"head.weight", "weight"}:
-            raise ValueError(f"{path} holds a classifier, no SLIP: type the run that it began with") from None
         raise ValueError(f"{path} does not fit: {str(error).splitlines()[1].strip()[:160]}") from None
 
 

@@ -183,6 +183,8 @@ def load(path, image_size=None):
     if not isinstance(image_size, int | None):
         raise ValueError(f"found image_size={image_size!r}: to choose a device, type load(path).to(device)")
     config, weights, tokenizer = unpack(path)
+    if weights.keys() & {"head.weight", "weight"}:  # of finetune.py, of linear.py
+        raise ValueError(f"{path} holds a classifier, no SLIP: type the run that it began with")
     with torch.device("meta"):  # nothing is drawn only to be overwritten
         model = SLIP(replace(config, image_size=image_size or config.image_size))
     load_weights(model, checkpoints.resize_positions(weights, model.visual), path, assign=True)
