@@ -2,7 +2,7 @@
 
     python bench.py [step --model vit_b16 --batch 512]      # without a part: both
 
-step: SLIP against one view (published: 4.25). host: what a step of 4,096 rows costs the processes that load.
+step: SLIP against one view. host: what a step of 4,096 rows costs the processes that load.
 """
 
 import argparse

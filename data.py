@@ -92,7 +92,7 @@ def readable(source, index, skipped, rng=None):
     raise Unreadable(f"{len(skipped)} images in a row cannot be read, the last is {skipped[-1]}")
 
 
-def synonyms(entry):
+def as_list(entry):
     """The names of a class, the captions of an image."""
     return [entry] if isinstance(entry, str) else entry
 
@@ -113,7 +113,7 @@ class Views(Dataset):
     patch: int | None = None  # side in pixels, where patches are hidden
     clip_strong: augment.Strong | None = None  # recipe of the language loss's view; None: a light crop
     clip_views: int = 1  # of the language loss
-    templates: list | None = None  # captions of a class name in the place of {}
+    templates: list | None = None  # captions with {} for the class name
 
     def __getitem__(self, key):
         (epoch, index), other = key

@@ -1,4 +1,4 @@
-"""Evaluation: a frozen model over every image of a set, and what its scores are worth.
+"""Evaluation: a frozen model over every image of a set, and the metrics of its scores.
 
 Paper: zero-shot transfer and the appendix (accuracy; the mean per class where classes are uneven; ROC AUC of
 the memes). The k nearest neighbours are not in the paper: they show what a run without language learns.

@@ -102,7 +102,7 @@ def similarity(run, *_):
     different = {str(held.label(index)): index for index in range(len(held))}
     images, targets = zip(*(held[index] for index in list(different.values())[:8]))
     entries = targets if held.classes is None else [held.classes[target] for target in targets]
-    captions = [data.synonyms(entry)[0] for entry in entries]
+    captions = [data.as_list(entry)[0] for entry in entries]
     text_embed, image_embed = run.model.encode_text(captions), run.model.encode_image(list(images))  # [n, E]
     cosines = torch.cosine_similarity(text_embed[:, None], image_embed, dim=2)  # [n, n]
     n, right = len(captions), (cosines.argmax(1) == torch.arange(len(captions))).sum()

@@ -105,7 +105,7 @@ def objective(model, batch, settings, device):
     return loss, {"loss": loss, "train_top1": 100 * hits}
 
 
-def evaluate(model, source, device, test_resize=1.0, workers=0):
+def measure(model, source, device, test_resize=1.0, workers=0):
     """metrics of a Classifier on a source; leaves its mode as it was."""
     training, size = model.training, model.config.image_size
     model.eval()
@@ -130,9 +130,9 @@ def train(model, run, settings, device, views, held, test):
     def end_epoch():
         run.save(model, optimizer)  # before an evaluation, which may be long
         options = (device, settings.test_resize, settings.workers)
-        measured, score = evaluate(model, test, *options), None
+        measured, score = measure(model, test, *options), None
         if len(held):  # of fewer than 20 images nothing is held out, and no best.pt is chosen
-            score = measured["held_top1"] = evaluate(model, held, *options)["top1"]
+            score = measured["held_top1"] = measure(model, held, *options)["top1"]
         run.end_epoch(measured, score, model, HIDDEN)
         run.save(model, optimizer)
 

@@ -48,7 +48,7 @@ def arguments(examples):
     add("--data", default="scenes", help=DATA)
     add("--root", default="data", help="folder that holds the sets (default: %(default)s)")
     add("--captions", type=natural, metavar="N", help="captions for N images only (0: for all)")
-    same = "images captioned by one class name are no negatives (small recipe: so; paper: not)"
+    same = "images of one class name are not negatives (small recipe: yes; paper: no)"
     add("--mask-same-class", action=argparse.BooleanOptionalAction, help=same)
     add("--clip-aug", choices=["light", "simclr"], default="light", help="the language loss's view")
     add("--clip-views", type=int, choices=[1, 2], default=1, help="views in the language loss (default: 1)")
@@ -122,8 +122,8 @@ def tokenizer(vocab, source, optional):
                 raise
             ranks.warn(f"{error}; unlike the paper's, this run's vocabulary is learned on the captions")
     if source.classes is not None:
-        names = [name for entry in source.classes for name in data.synonyms(entry)]
+        names = [name for entry in source.classes for name in data.as_list(entry)]
         templates = sets.caption_templates(source.name)
         return Tokenizer.train([t.replace("{}", name) for t in templates for name in 2 * names])
     indices = range(0, len(source), -(-len(source) // 1_000_000))  # at most a million, spread over the set
-    return Tokenizer.train([caption for i in indices for caption in data.synonyms(source.label(i))])
+    return Tokenizer.train([caption for i in indices for caption in data.as_list(source.label(i))])

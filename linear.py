@@ -4,8 +4,8 @@
     python linear.py --checkpoint slip_base_25ep.pt --data imagenet --recipe sgd    # the paper's 90 epochs
 
 Paper: linear classification. The image tower is frozen and in evaluation mode; the layer takes its features
-[B, D], before any projection. The fast recipe takes the features of one view of each image to the minimum of
-logistic regression, which is the same for any number of threads; the paper's is SGD on random crops.
+[B, D], before any projection. The fast recipe solves logistic regression on the features of one view of each
+image to its minimum, whatever the number of threads; the paper's is SGD on random crops.
 """
 
 import argparse
@@ -32,9 +32,8 @@ DECAYS = [10.0**power for power in range(0, -7, -1)]  # weight decays of the fas
 
 
 def probe(train, train_labels, test, test_labels, classes):
-    """Features [n, D] and labels [n] of both splits -> (metrics of the test split, weight decay): on a
-    held-out fifth of the training images the largest wins that is within half a standard error of the best.
-    """
+    """Features [n, D] and labels [n] of both splits -> (metrics of the test split, weight decay): the
+    largest within half a standard error of the best accuracy on a held-out fifth of the training images."""
     mean, std = train.double().mean(0), train.double().std(0) + 1e-6
     train, test = (train - mean) / std, (test - mean) / std
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
@@ -50,7 +49,7 @@ def probe(train, train_labels, test, test_labels, classes):
     return metrics(test @ weight.T + bias, test_labels), decay
 
 
-def evaluate(model, train, test, device, workers=0):
+def probe_model(model, train, test, device, workers=0):
     """The fast recipe on both splits of a labelled set -> (metrics of the test split, weight decay). Training
     images that cannot be decoded are left out with a warning; of the test split they raise Stop."""
     model.eval()
@@ -152,7 +151,7 @@ def main(argv=None):
             result = sgd(model, *prepared, train, test, device, workers)
             how = "SGD, {epochs} epochs, batch {batch_size}, lr {lr:g}".format(**vars(prepared[1]))
         else:
-            result, decay = evaluate(model, train, test, device, workers)
+            result, decay = probe_model(model, train, test, device, workers)
             how = f"L-BFGS, weight decay {decay:g}"
         top1, per_class = result["top1"], result["per_class"]
         ranks.say(f"{args.data}: linear top-1 {top1:.2f}%, mean per class {per_class:.2f}% ({how})")

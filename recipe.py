@@ -55,7 +55,7 @@ FINETUNE_SMALL = FINETUNE | dict(epochs=5, warmup_epochs=0.5, batch_size=64, lr=
 FINETUNE_SMALL |= dict(mixup=0.0, cutmix=0.0, randaugment=0.0, erasing=0.0, crop=0.9, test_resize=1.0)
 FINETUNE_SETS = {"fashionmnist": dict(epochs=1, warmup_epochs=0.1), "cifar10": dict(epochs=10)}
 # Linear classification. The rate is MoCo v3's rule, 0.1 x batch / 256; the published script divides the batch
-# by the ranks first: a slip, not taken.
+# by the ranks first: a bug, not taken.
 LINEAR = dict(epochs=90, batch_size=1024, lr=0.1, lr_batch=256)
 LINEAR |= dict(momentum=0.9, crop=0.08, test_resize=256 / 224)
 

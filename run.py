@@ -2,8 +2,8 @@
 
 The resume policy:
  1. Everything random in a step is a function of (seed, step), and a sample of (seed, epoch, index). So no
-    random state is saved. A resumed run is equal bit for bit on one machine with the same ranks and chunks,
-    and equal but for rounding with others.
+    random state is saved. A resumed run is equal bit for bit on one CPU with the same ranks and chunks, and
+    equal but for rounding elsewhere.
  2. One checkpoint, written to a temporary name, flushed and renamed. The same line again resumes from it.
  3. The log's rows are kept in the checkpoint, and log.csv is written anew from them: it never runs ahead.
  4. SIGTERM, SIGINT: finish the step, save, leave (SIGKILL loses what came after the last checkpoint);

@@ -23,8 +23,8 @@ def mlp(*widths, moco=False):
 
 
 class Branch(nn.Module):
-    """Defaults of a partner. Each also has forward(features of the global batch) -> (loss, accuracy 0-1), and
-    chance(batch) -> what an untrained model scores: (loss, accuracy, the loss in words)."""
+    """Defaults of a partner. Each has chance(batch) -> what an untrained model scores: (loss, accuracy 0-1,
+    the loss in words), and all but SimCLR forward(features of the global batch) -> (loss, accuracy)."""
 
     settings = {}  # its own defaults for fields of slip.Config
 
@@ -40,7 +40,7 @@ class Branch(nn.Module):
 
 class SimCLR(Branch):
     """Two views of an image find each other. The head takes the tower's features, as CLIP's projection does,
-    not what that gives: it would lose what captions do not name. The loss stands in train.objective."""
+    not CLIP's embedding, which need not keep what captions do not name. train.objective has the loss."""
 
     def __init__(self, tower, hidden=4096, out=256, temperature=0.1):
         super().__init__()

@@ -24,10 +24,11 @@ from selfsup import BRANCHES, Branch
 from text import TextTransformer, Tokenizer
 from vit import SIZES, ViT, count_parameters
 
+# method: (has the language loss, self-supervised partner)
 METHODS = {"slip": (True, "simclr"), "clip": (True, None), "simclr": (False, "simclr")}
-for name in ("mocov3", "byol", "beit"):  # method: (has the language loss, self-supervised partner)
+for name in ("mocov3", "byol", "beit"):
     METHODS |= {f"slip-{name}": (True, name), name: (False, name)}
-TEXT = {  # text tower, joint space and SSL head of our two small models; the others have Config's
+HEADS = {  # text tower, joint space and SSL head of our two small models; the others have Config's
     "vit_tiny": dict(text_width=128, text_depth=2, text_heads=4, embed=128, ssl_hidden=512, ssl_out=128),
     "vit_ti16": dict(text_width=256, text_depth=6, text_heads=4, ssl_hidden=1024),
 }
@@ -55,7 +56,7 @@ class Config:
 def configure(method, model, **changes):
     """The Config of a method and a size; `changes` are fields of it, None leaves the default."""
     settings = {"patch": SIZES[model]["patch"], "image_size": 32 if model == "vit_tiny" else 224}
-    settings |= TEXT.get(model, {}) | BRANCHES.get(METHODS[method][1], Branch).settings
+    settings |= HEADS.get(model, {}) | BRANCHES.get(METHODS[method][1], Branch).settings
     settings |= {name: value for name, value in changes.items() if value is not None}
     return Config(method=method, model=model, **settings)
 
@@ -69,8 +70,8 @@ def build(name):
 
 def in_chunks(function, batch, micro_batch=None, recompute=False, random=False, prepare=dict):
     """Apply `function`, dict of rows -> {name: features [b, ...]}, to a batch, `micro_batch` rows at a time.
-    `prepare` comes first. `recompute`: activations are computed again in the backward pass; unlike gradient
-    accumulation, one loss sees all rows. `random`: dropout is drawn the same again."""
+    Unlike gradient accumulation, one loss sees all rows. `prepare` comes first, once. `recompute`:
+    activations are computed again in the backward pass; `random`: drop path is then drawn the same."""
     if recompute and torch.is_grad_enabled():
         function = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=random)
     size, parts = micro_batch or len(next(iter(batch.values()))), []
@@ -126,9 +127,9 @@ class SLIP(nn.Module):
         return self.text(tokens.to(self.text_projection.device)) @ self.text_projection
 
     def forward(self, batch, micro_batch=None, recompute=False):
-        """A batch of rows -> {name: features [B, ...]}, in chunks: "image", "text", "image2", the branch's.
-        Rows: uint8 crops [B, 3, S, S] "images", "images2", "view1", "view2"; "tokens" [B, L]; on the host
-        "NAME_params" [B, 13] of strong views; for BEiT "view1_mask", bool [B, N]."""
+        """A rank's rows -> {name: features [b, ...]}, in chunks: "image", "text", "image2", the branch's.
+        Rows: uint8 crops [b, 3, S, S] "images", "images2", "view1", "view2"; "tokens" [b, L]; on the host
+        "NAME_params" [b, 13] of strong views; for BEiT "view1_mask", bool [b, N]."""
         return in_chunks(self.towers, batch, micro_batch, recompute, prepare=self.make_views)
 
     def make_views(self, chunk):

@@ -170,7 +170,7 @@ class TextTransformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-5)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
-        residual = width**-0.5 * (2 * depth) ** -0.5  # 2 * depth of them are summed: each starts smaller
+        residual = width**-0.5 * (2 * depth) ** -0.5  # a sum of 2 * depth outputs: each starts smaller
         for block in self.blocks:
             nn.init.normal_(block.attention.qkv.weight, std=width**-0.5)
             nn.init.normal_(block.attention.out.weight, std=residual)
@@ -180,7 +180,7 @@ class TextTransformer(nn.Module):
             nn.init.zeros_(block.attention.out.bias)
 
     def encode(self, tokens):
-        """Tokens [B, L] -> [B, L, D], for any L up to the context; place i depends on tokens 0 to i only."""
+        """Tokens [B, L] -> [B, L, D], for any L up to the context; row i depends on tokens 0 to i only."""
         return self.norm(self.blocks(self.token_embedding(tokens) + self.positions[: tokens.shape[1]]))
 
     def forward(self, tokens):

@@ -125,9 +125,9 @@ def set_up(args):
     kept, held = (data.subset(whole, part) for part in data.holdout(len(whole), args.seed))
     captioned, other = choose_images(values, kept)
     model = make_model(values, captioned, weights and weights.tokenizer, optional=args.vocab is None)
-    rows, several = values["batch_size"] // ranks.world(), values["clip_views"] * (model.text is not None)
-    several += 2 * (model.branch is not None)
-    plan = devices.plan_chunks(model, rows, device, args.micro_batch, several, args.precision)
+    rows, each = values["batch_size"] // ranks.world(), values["clip_views"] * (model.text is not None)
+    each += 2 * (model.branch is not None)
+    plan = devices.plan_chunks(model, rows, device, args.micro_batch, each, args.precision)
     values["micro_batch"], values["recompute"], chunks = plan
     settings = dataclasses.make_dataclass("Settings", values, frozen=True)(**values)
     watch = validation.Validation(settings, model, device, kept, held)

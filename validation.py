@@ -81,6 +81,6 @@ def held_loss(images, texts, owner, scale, batch=256):
 
 
 def class_floor(batch, classes):
-    """The least InfoNCE, in nats, where captions tell the class alone: the mean of log(rows of the class)."""
+    """The least InfoNCE, in nats, if captions name only the class: the mean of log(rows of the class)."""
     counts = np.random.default_rng(0).multinomial(batch, [1 / classes] * classes, size=20)  # [20, K]
     return float((counts * np.log(np.maximum(counts, 1))).sum(1).mean() / batch)

@@ -33,7 +33,7 @@ from device import autocast
 from evaluate import METRICS, apply_to_set, chance, metrics, record
 from images import Files, Source, is_image, subset
 
-RETRIEVED = 5000  # images in a retrieval at most: of a larger set a fixed sample
+RETRIEVED = 5000  # most images in a retrieval; a larger set is sampled, always alike
 SEEN = "  (prompt classification of classes seen in training, not zero-shot transfer)"
 
 
@@ -42,7 +42,7 @@ def classifier(model, names, templates, device):
     """Class names, or lists of names whose prompts are averaged, and templates with {} -> unit [K, E]."""
     means = []
     for entry in names:
-        prompts = [t.replace("{}", name) for name in data.synonyms(entry) for t in templates]
+        prompts = [t.replace("{}", name) for name in data.as_list(entry) for t in templates]
         means.append(embed_texts(model, prompts, device).mean(0))  # [E]
     return unit(torch.stack(means))  # [K, E]
 
@@ -81,7 +81,7 @@ def unit(embeds):
 def embed_pairs(model, source, device, workers=0):
     """A captioned set -> unit images [N, E], texts [M, E], and owner [M]: the image of each caption."""
     images, _, indices = embed_images(model, source, device, workers, skip_bad=True)
-    captions = [data.synonyms(source.label(i)) for i in indices.tolist()]
+    captions = [data.as_list(source.label(i)) for i in indices.tolist()]
     owner = torch.tensor([i for i, group in enumerate(captions) for _ in group], device=images.device)
     return images, embed_texts(model, [text for group in captions for text in group], device), owner
 
@@ -105,7 +105,7 @@ def recall(images, texts, owner, ks=(1, 5, 10)):
 
 
 def open_pairs(args, run_args):
-    """-> (captioned set, split): --split, else "test", else of the run's own data "val", else "train"."""
+    """-> (captioned set, split): --split, or what there is of "test", "val" (the run's own data), "train"."""
     source, split = sets.open_captions(args.data, args.root, "train" if args.split == "val" else args.split)
     trained, root = run_args.get("data", "other data"), run_args.get("root", "")
     own = args.data == trained and trained in sets.SCENES
@@ -177,8 +177,8 @@ def read_published(path, name):
 
 def seen_share(run_args, classes):
     """The share (0-1) of classes by whose names, in whatever capitals, a run's images were captioned."""
-    known = {name.lower() for entry in run_args.get("class_names") or [] for name in data.synonyms(entry)}
-    named = [any(name.lower() in known for name in data.synonyms(entry)) for entry in classes]
+    known = {name.lower() for entry in run_args.get("class_names") or [] for name in data.as_list(entry)}
+    named = [any(name.lower() in known for name in data.as_list(entry)) for entry in classes]
     return sum(named) / len(named)
 
 

@@ -98,7 +98,7 @@ def test_the_probe_gets_the_towers_feature_and_leaves_the_encoder_as_it_was(chec
     model, parts = slip.load(checkpoint), []
     before = {name: value.clone() for name, value in model.state_dict().items()}
     monkeypatch.setattr(linear, "probe", lambda *given: parts.extend(given) or ({}, 0))
-    linear.evaluate(model.train(), *sets.labelled("scenes"), CPU)
+    linear.probe_model(model.train(), *sets.labelled("scenes"), CPU)
     train, _, test, labels, classes = parts
     assert (train.shape, test.shape, classes) == ((120, 128), (60, 128), 12)
     source = sets.open_source("scenes-kind", split="test")

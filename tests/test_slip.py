@@ -114,7 +114,7 @@ def test_a_file_loads_to_its_outputs_in_any_precision_and_wrapper(tmp_path, dtyp
 def published(monkeypatch):
     """Our model, and the dict of a published file with its weights: two blocks a tower."""
     monkeypatch.setitem(SIZES, "vit_s16", dict(width=48, depth=2, heads=12, patch=16))
-    monkeypatch.setitem(slip.TEXT, "vit_s16", dict(text_width=32, text_depth=2, text_heads=4, ssl_hidden=16))
+    monkeypatch.setitem(slip.HEADS, "vit_s16", dict(text_width=32, text_depth=2, text_heads=4, ssl_hidden=16))
     model = slip.build("SLIP_VITS16").eval()
     weights = {"module." + published_name(name): value for name, value in model.state_dict().items()}
     kernel = "module.visual.patch_embed.proj.weight"
