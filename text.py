@@ -12,6 +12,7 @@ import html
 import importlib.util
 import re
 import unicodedata
+import zlib
 from collections import Counter, defaultdict
 from heapq import heappop, heappush
 from itertools import pairwise
@@ -122,7 +123,7 @@ class Tokenizer:
                 pairs = [line.split() for line in file][1:48895]  # CLIP takes no more
             ids |= {a + b: FIRST + i for i, (a, b) in enumerate(pairs)}
             return cls([(ids[a], ids[b]) for a, b in pairs])
-        except (EOFError, KeyError, ValueError, gzip.BadGzipFile) as error:
+        except (EOFError, KeyError, ValueError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{path} is not bpe_simple_vocab_16e6.txt.gz: {error!r:.60}") from None
 
     def state(self):  # plain data for a checkpoint

@@ -2,6 +2,7 @@
 against torch's TransformerEncoder, and for what a causal tower must not see.
 """
 
+import gzip
 import importlib.util
 import pickle
 import random
@@ -117,6 +118,11 @@ def test_truncation_keeps_the_end_token(toy):
 def test_a_missing_vocabulary_says_what_to_type(tmp_path):
     with pytest.raises(FileNotFoundError, match="pip install --no-deps open_clip_torch"):
         Tokenizer.clip(tmp_path / "none.txt.gz")
+    damaged = bytearray(gzip.compress(bytes(range(256)) * 20))
+    damaged[10:18] = b"\xff" * 8  # zlib.error
+    (tmp_path / "damaged.txt.gz").write_bytes(damaged)
+    with pytest.raises(ValueError, match="is not bpe_simple_vocab"):
+        Tokenizer.clip(tmp_path / "damaged.txt.gz")
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("open_clip"), reason="pip install --no-deps open_clip_torch")
