@@ -195,13 +195,12 @@ def load(path, image_size=None):
 
 def initialise(model, path):
     """Copy what fits of a checkpoint of another method or image size -> (tensors taken, names of new parts).
-    The text tower and the joint space come only with a tokenizer of as many tokens as the model's."""
+    The text tower and the joint space come only if both have the same tokenizer."""
     config, weights, tokenizer = unpack(path)
     if config.model != model.config.model:
         raise ValueError(f"{path} holds a {config.model}, expected {model.config.model}")
-    if model.text is not None and tokenizer is not None and tokenizer.vocab_size == model.config.vocab_size:
-        model.tokenizer = tokenizer
-    else:
+    merges = [getattr(one, "merges", None) for one in (tokenizer, model.tokenizer)]
+    if None in merges or merges[0] != merges[1]:
         weights = {n: value for n, value in weights.items() if n.startswith(("visual", "branch"))}
     slow = {f"branch.slow_tower.{n[7:]}": v for n, v in weights.items() if n.startswith("visual.")}
     weights = checkpoints.resize_positions(slow | weights, model.visual)  # a new momentum encoder is a copy
@@ -216,7 +215,7 @@ def describe(path):
     model, run = load(path), read_checkpoint(path).get("run") or {}
     lines = {name: f"{count_parameters(part):,} parameters" for name, part in model.named_children()}
     lines |= asdict(model.config) | run.get("args", {})
-    lines |= {n: run[n] for n in ("step", "epoch", "best", "versions", "date", "cost") if n in run}
+    lines |= {n: run[n] for n in ("step", "best", "best_step", "torch", "date", "cost") if n in run}
     return "\n".join([str(find_checkpoint(path)), *(f"  {n:<18} {value}" for n, value in lines.items())])
 
 
