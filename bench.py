@@ -56,7 +56,7 @@ def bench_step(args, device, views):
 
 
 def bench_host(args, device, views):
-    batches, tokenizer = data.Batches(10**7, None, 4096, 0, range(8), ranks.share), Tokenizer.train(CAPTIONS)
+    batches, tokenizer = data.Batches(10**7, None, 4096, 0, range(8)), Tokenizer.train(CAPTIONS)
     order, tokens = seconds(lambda: list(batches)) / 8, seconds(lambda: tokenizer(CAPTIONS))
     print(f"host: 4,096 rows: order {1000 * order:.1f} ms, in the workers tokens {1000 * tokens:.1f} ms")
 

@@ -61,10 +61,8 @@ def open_captioned(name, root, split):
     else:
         return None
     if split == "test" and table.stem != f"{folder.name}-test":
-        line = f"zeroshot.py --checkpoint FILE --retrieval --data {shlex.quote(name)}"
-        raise FileNotFoundError(
-            f"{name} has one split; for the part that training holds out type python {line}"
-        )
+        line = f"python zeroshot.py --checkpoint FILE --retrieval --data {shlex.quote(name)}"
+        raise FileNotFoundError(f"{name} has one split; for the part that training holds out type {line}")
     return Source(name, Pairs(place, images, rows(place)))
 
 

@@ -101,17 +101,10 @@ def load_weights(model, weights, path, assign=False):
         raise ValueError(f"{path} does not fit: {str(error).splitlines()[1].strip()[:160]}") from None
 
 
-def write_text(path, text):
-    """Write to a temporary name and rename: a reader finds the old file or the new one, whole."""
-    with open(f"{path}.tmp", "w", newline="", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(f"{path}.tmp", path)
-
-
 def atomic_save(state, path):
-    """torch.save to a temporary name, then renamed: a reader finds the old file or the new one."""
+    """Text, or what torch.save takes, to a temporary name, then renamed: readers find the old or the new."""
     with open(f"{path}.tmp", "wb") as file:
-        torch.save(state, file)
+        file.write(state.encode()) if isinstance(state, str) else torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())  # on the disk before it takes the place of the last one
     os.replace(f"{path}.tmp", path)

@@ -25,6 +25,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import augment
+import ranks
 from images import Arrays, Files, Source, is_shortage, subset  # noqa: F401
 
 PAIRS = {  # self-supervised partner -> its strong views
@@ -41,11 +42,11 @@ def permutation(count, seed, epoch):
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-def holdout(count, seed):
-    """A training set's indices -> (those to train on, 5% but at most 2,000 to choose a checkpoint by)."""
-    shuffled = np.random.default_rng((seed, count, 5)).permutation(count)
-    held = min(2000, count // 20)
-    return np.sort(shuffled[held:]), np.sort(shuffled[:held])
+def holdout(source, seed):
+    """A training set -> (what to train on, 5% but at most 2,000 images to choose a checkpoint by)."""
+    shuffled = np.random.default_rng((seed, len(source), 5)).permutation(len(source))
+    held = min(2000, len(source) // 20)
+    return subset(source, np.sort(shuffled[held:])), subset(source, np.sort(shuffled[:held]))
 
 
 @dataclass(eq=False)
@@ -58,7 +59,7 @@ class Batches:
     batch: int  # of all ranks together
     seed: int
     steps: range
-    share: callable  # rows of the global batch -> this rank's (ranks.share)
+    share: callable = ranks.share  # rows of the global batch -> this rank's
 
     def __iter__(self):
         for step in self.steps:
@@ -176,27 +177,14 @@ class LabelledViews(Dataset):
         return {"images": view, "labels": label, "skipped": skipped}
 
 
-@dataclass(eq=False)
-class EvaluationViews(Dataset):
-    """Evaluation samples: (uint8 view [3, S, S], label). Raises Unreadable."""
-
-    source: Source
-    image_size: int
-    resize: int | None = None  # of the short side, pixels; None: image_size
-
-    def __getitem__(self, index):
-        image, label = readable(self.source, index, [])
-        return augment.evaluation_view(image, self.image_size, self.resize), label
-
-
-def collate(samples, tokenizer=None, context=77):
+def collate(samples, tokenizer=None):
     """Samples -> a batch: tensors stacked; captions, or with a tokenizer "tokens" int64 [b, L]."""
     batch = {"skipped": [line for sample in samples for line in sample.pop("skipped")]}
     for name in samples[0]:
         values = [sample[name] for sample in samples]
         batch[name] = values if name == "caption" else torch.stack([torch.as_tensor(v) for v in values])
     if tokenizer is not None and "caption" in batch:
-        batch["tokens"] = tokenizer(batch.pop("caption"), context)
+        batch["tokens"] = tokenizer(batch.pop("caption"))
     return batch
 
 
@@ -235,10 +223,10 @@ def plan_prefetch(workers, batch_bytes):
     return workers, 2 if 2 * workers * batch_bytes <= room else 1
 
 
-def loader(dataset, sampler, workers, *, tokenizer=None, context=77, pin=False):
+def loader(dataset, sampler, workers, *, tokenizer=None, pin=False):
     """A DataLoader; the sampler gives lists of keys. A batch that takes longer than 300 s is an error."""
     batch_bytes = len(next(iter(sampler), ())) * 12 * dataset.image_size**2  # four views, or one of floats
     workers, ahead = plan_prefetch(workers, batch_bytes)
     several = dict(timeout=300, prefetch_factor=ahead, worker_init_fn=start_worker) if workers else {}
-    several["collate_fn"] = functools.partial(collate, tokenizer=tokenizer, context=context)
+    several["collate_fn"] = functools.partial(collate, tokenizer=tokenizer)
     return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=pin, **several)

@@ -9,6 +9,7 @@ the memes). The k nearest neighbours are not in the paper: they show what a run 
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,8 +21,8 @@ import checkpoints
 import console
 import data
 import ranks
-import run
 from device import autocast
+from losses import unit_norm
 
 METRICS = {  # the keys of `metrics`: what they are called in a table
     "top1": "accuracy",
@@ -32,12 +33,19 @@ METRICS = {  # the keys of `metrics`: what they are called in a table
 }
 
 
-class Numbered(data.EvaluationViews):
-    """(view, label or -1 without classes, index, or -1 - index for an image that cannot be decoded)."""
+@dataclass(eq=False)
+class EvaluationViews(data.Dataset):
+    """Evaluation samples: (uint8 view [3, S, S], label or -1 without classes, index, or -1 - index for an
+    image that cannot be decoded)."""
+
+    source: data.Source
+    image_size: int
+    resize: int | None = None  # of the short side, pixels; None: image_size
 
     def __getitem__(self, index):
         try:
-            view, label = super().__getitem__(index)
+            image, label = data.readable(self.source, index, [])
+            view = augment.evaluation_view(image, self.image_size, self.resize)
             return view, label if self.source.classes else -1, index
         except data.Unreadable:
             return torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8), -1, -1 - index
@@ -52,7 +60,7 @@ def apply_to_set(source, image_size, device, function, *, resize=None, workers=0
     if count == 0:
         raise console.Stop(f"{source.name} has no images", 2)
     own = ranks.share([*range(count), *[0] * (-count % ranks.world())])  # the gather wants equal shares
-    views = Numbered(source, image_size, resize)
+    views = EvaluationViews(source, image_size, resize)
     loader = DataLoader(views, batch, sampler=own, num_workers=workers, worker_init_fn=data.start_worker)
     parts, live = [], console.Live()
     for images, labels, numbers in loader:
@@ -103,7 +111,7 @@ def auc(values, positive):
 def knn(train_features, train_labels, features, labels, classes, k=20):
     """Top-1 accuracy, per cent, of a vote of the k nearest training images, each weighted by its cosine.
     train_features [m, D], train_labels [m], features [n, D], labels [n], so many `classes`."""
-    train_features, features = (F.normalize(rows.float(), dim=1) for rows in (train_features, features))
+    train_features, features = unit_norm(train_features), unit_norm(features)
     cosines, places = (features @ train_features.T).topk(min(k, len(train_features)), dim=1)  # [n, k]
     votes = cosines.new_zeros(len(features), classes).scatter_add_(1, train_labels[places], cosines)
     return 100 * (votes.argmax(1) == labels).float().mean().item()
@@ -131,15 +139,14 @@ def logistic_regression(features, labels, classes, decay):
 
 
 def record(checkpoint, task, name, values):
-    """Note a dict of plain data in results.json, beside a checkpoint or in the run folder given for it."""
+    """Note a dict of plain data in results.json, beside the file of a checkpoint."""
     if ranks.rank():
         return
-    path = Path(checkpoint, run.CHECKPOINT if Path(checkpoint).is_dir() else "")
-    file = path.with_name("results.json")
+    path, file = Path(checkpoint), Path(checkpoint).with_name("results.json")
     results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     dated = values | {"date": time.strftime("%Y-%m-%d %H:%M:%S")}
     results.setdefault(path.name, {}).setdefault(task, {})[name] = dated
     try:
-        checkpoints.write_text(file, json.dumps(results, indent=1) + "\n")
+        checkpoints.atomic_save(json.dumps(results, indent=1) + "\n", file)
     except OSError as error:  # published weights in a folder of others
         ranks.warn(f"the result is not noted, {file} cannot be written ({error})")

@@ -41,7 +41,7 @@ class Run:
     def images(self, held):
         """The images it was trained on (held=0), or those held out from these (held=1)."""
         whole = sets.open_source(self.args["data"], self.args["root"], "train")
-        return data.subset(whole, data.holdout(len(whole), self.args["seed"])[held])
+        return data.holdout(whole, self.args["seed"])[held]
 
     def column(self, name):
         """-> [(step, value)] of a column of the log, one for each epoch; of the loss about 200."""

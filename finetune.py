@@ -124,8 +124,8 @@ def train(model, run, settings, device, views, held, test):
         optimizer.load_state_dict(run.state["run"]["optimizer"])
 
     def loader_for(steps):
-        keys = (len(views.source), None, settings.batch_size, settings.seed, steps, ranks.share)
-        return data.loader(views, data.Batches(*keys), settings.workers, pin=device.type == "cuda")
+        sampler = data.Batches(len(views.source), None, settings.batch_size, settings.seed, steps)
+        return data.loader(views, sampler, settings.workers, pin=device.type == "cuda")
 
     def end_epoch():
         run.save(model, optimizer)  # before an evaluation, which may be long
@@ -162,7 +162,7 @@ def resolve(args, path, config, images):
     """-> {flag: value}: what was typed, else the recipe's. Raises ValueError."""
     own = recipe.finetune(config.model, args.data)
     values = own | {name: value for name, value in vars(args).items() if value is not None or name not in own}
-    values |= runs.length(args, own | values, images, most=0.2)
+    values |= runs.length(args, values, images, most=0.2)
     values |= dict(checkpoint=path, image_size=config.image_size)
     values["lr"] = args.lr or own["lr"] * values["batch_size"] / own["batch_size"]
     values["workers"] = recipe.workers(images) if args.workers is None else args.workers
@@ -175,7 +175,7 @@ def set_up(args):
     device, path = ranks.start(args.device), slip.find_checkpoint(args.checkpoint)
     pretrained = slip.load(path, args.image_size)
     whole, test = sets.labelled(args.data, args.root)
-    source, held = (data.subset(whole, part) for part in data.holdout(len(whole), args.seed))
+    source, held = data.holdout(whole, args.seed)
     values = resolve(args, path, pretrained.config, len(source)) | {"classes": whole.classes}
     torch.manual_seed(args.seed)
     model = Classifier(pretrained.config, whole.classes, values["drop_path"])

@@ -98,7 +98,7 @@ def resolve(args, whole, config):
         values |= recipe.FROM_WEIGHTS
         values |= {name: getattr(config, name) for name in ("model", "image_size", "patch")}
     values |= {name: value for name, value in vars(args).items() if value is not None or name not in values}
-    values |= runs.length(args, values, len(data.holdout(len(whole), args.seed)[0]))
+    values |= runs.length(args, values, len(data.holdout(whole, args.seed)[0]))
     if values["batch_size"] < 2:
         raise ValueError("found --batch-size 1: a contrastive loss compares, type 2 or more")
     language, partner = slip.METHODS[args.method]

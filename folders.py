@@ -54,9 +54,8 @@ def list_folder(folder, whole=False):
     if not paths or (whole and empty):
         flat = sum(map(is_image, os.listdir(folder)))  # ImageNet's validation images as the archive has them
         found = f"{flat:,} are in no folder: move each to its class (of ImageNet see LOC_val_solution.csv)"
-        raise FileNotFoundError(
-            f"no images in {folder}/{(empty or ['<class>'])[0]}/*.jpg (.png, ...); {found}"
-        )
+        place = f"{folder}/{(empty or ['<class>'])[0]}"
+        raise FileNotFoundError(f"no images in {place}/*.jpg (.png, ...); {found}")
     for files, fault in ((empty, "classes without images are left out"), (other, "files are passed over")):
         if files:
             warnings.warn(f"{folder}: {len(files):,} {fault}: {', '.join(files[:5])}", stacklevel=2)

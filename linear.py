@@ -52,7 +52,6 @@ def probe(train, train_labels, test, test_labels, classes):
 def probe_model(model, train, test, device, workers=0):
     """The fast recipe on both splits of a labelled set -> (metrics of the test split, weight decay). Training
     images that cannot be decoded are left out with a warning; of the test split they raise Stop."""
-    model.eval()
     given = (model.config.image_size, device, model.visual)
     parts = apply_to_set(train, *given, workers=workers, skip_bad=True)[:2]
     parts += apply_to_set(test, *given, workers=workers)[:2]
@@ -89,7 +88,7 @@ def sgd(model, head, settings, run, train, test, device, workers):
     views = data.LabelledViews(train, size, settings.seed, paper["crop"])
 
     def loader_for(steps):
-        sampler = data.Batches(len(train), None, settings.batch_size, settings.seed, steps, ranks.share)
+        sampler = data.Batches(len(train), None, settings.batch_size, settings.seed, steps)
         return data.loader(views, sampler, workers, pin=device.type == "cuda")
 
     for step, batch in run.batches(loader_for):

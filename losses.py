@@ -19,9 +19,9 @@ def full_precision(x):
     return x.float() if x.dtype.itemsize < 4 else x
 
 
-def unit_norm(*embeds):
-    """Embeds [..., E] of any precision -> a list of them with rows of length 1, float32 or float64."""
-    return [F.normalize(full_precision(embed), dim=-1) for embed in embeds]
+def unit_norm(embeds):
+    """Embeds [..., E] of any precision -> rows of length 1, float32 or float64."""
+    return F.normalize(full_precision(embeds), dim=-1)
 
 
 def info_nce(image_embed, text_embed, logit_scale, same=None):
@@ -34,7 +34,7 @@ def info_nce(image_embed, text_embed, logit_scale, same=None):
     if image_embed.shape != text_embed.shape:
         raise ValueError(f"found embeds of {image_embed.shape} and {text_embed.shape}, expected equal shapes")
     with torch.autocast(image_embed.device.type, enabled=False):
-        image_embed, text_embed = unit_norm(image_embed, text_embed)
+        image_embed, text_embed = unit_norm(image_embed), unit_norm(text_embed)
         logits = logit_scale * image_embed @ text_embed.T  # [B, B]
         labels = torch.arange(len(logits), device=logits.device)
         if same is not None:
@@ -53,7 +53,7 @@ def nt_xent(z1, z2, temperature=0.1):
     if z1.shape != z2.shape:
         raise ValueError(f"found views of {list(z1.shape)} and {list(z2.shape)}, expected equal shapes")
     with torch.autocast(z1.device.type, enabled=False):
-        z = torch.cat(unit_norm(z1, z2))  # [2B, E]
+        z = unit_norm(torch.cat([z1, z2]))  # [2B, E]
         itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
         logits = (z @ z.T / temperature).masked_fill(itself, -math.inf)  # [2B, 2B]
         labels = torch.arange(len(z), device=z.device).roll(len(z1))  # the other view of i stands at i + B

@@ -25,7 +25,7 @@ from device import choose_device
 SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
 
-def start(device=None, minutes=30):
+def start(device=None):
     """Join the process group, if torchrun or srun started several ranks -> this rank's torch.device.
 
     `device`: "cpu", "cuda", "cuda:1", "xpu", "mps", or None for the best there is. Raises ValueError."""
@@ -34,16 +34,14 @@ def start(device=None, minutes=30):
         env.update({ours: env[theirs] for ours, theirs in SLURM.items()})
     device = choose_device(device)
     if int(env.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in env]
+        missing = " and ".join(n for n in ("RANK", "MASTER_ADDR", "MASTER_PORT") if n not in env)
         if missing:
-            raise ValueError(
-                f"WORLD_SIZE is {env['WORLD_SIZE']} but {' and '.join(missing)} not set: start with torchrun"
-            )
+            raise ValueError(f"WORLD_SIZE is {env['WORLD_SIZE']} but {missing} not set: start with torchrun")
         # NCCL wants a device for each rank; where ranks share one, gloo carries everything.
         shared = int(env.get("LOCAL_WORLD_SIZE", 1)) > max(1, torch.accelerator.device_count())
         nccl = device.type == "cuda" and not shared
         backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
     return device
 
 
@@ -71,12 +69,11 @@ def world():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def say(*words, file=None):
+def say(text, file=None):
     """Print on rank 0 only; what the terminal's encoding cannot show is replaced."""
     if rank() == 0:
         file = file or sys.stdout
         encoding = getattr(file, "encoding", None) or "utf-8"
-        text = " ".join(map(str, words))
         print(text.encode(encoding, "replace").decode(encoding), file=file, flush=True)
 
 

@@ -60,11 +60,11 @@ LINEAR = dict(epochs=90, batch_size=1024, lr=0.1, lr_batch=256)
 LINEAR |= dict(momentum=0.9, crop=0.08, test_resize=256 / 224)
 
 
-def recipe(method, data, images=None, name=None):
+def recipe(method, data, images, name=None):
     """The values of the flags which the paper, or a small set, decides. `images`: how many the set has;
     `name`: "paper" or "small", None for what suits the set."""
     data = "scenes" if data.startswith("scenes") else data
-    small = data in SMALL_SETS or (images is not None and images < SMALL_SET)
+    small = data in SMALL_SETS or images < SMALL_SET
     name = name or ("small" if small else "paper")
     own = SMALL | SMALL_SETS.get(data, {}) if name == "small" else PAPER_SETS.get(data, {})
     return PAPER | {"recipe": name} | METHOD[method] | own
@@ -112,10 +112,10 @@ def layer_groups(model, depth, wd, decay):
     return list(groups.values())
 
 
-def learning_rate(step, steps, warmup, peak, start=START_LR, end=END_LR):
-    """Linear from `start` over `warmup` steps, then a cosine from `peak` that reaches `end` at the last of
+def learning_rate(step, steps, warmup, peak, end=END_LR):
+    """Linear from START_LR over `warmup` steps, then a cosine from `peak` that reaches `end` at the last of
     `steps`; neither end is above the peak."""
-    start, end = min(start, peak), min(end, peak)
+    start, end = min(START_LR, peak), min(end, peak)
     if step < warmup:
         return start + (peak - start) * step / warmup
     done = (step - warmup) / max(1, steps - 1 - warmup)

@@ -186,7 +186,7 @@ class Run:
         """checkpoint.pt and log.csv."""
         run = self.summary() | {"optimizer": optimizer.state_dict()}
         self.write(CHECKPOINT, lambda path: slip.save(path, ranks.unwrap(model), run))
-        self.write("log.csv", lambda path: checkpoints.write_text(path, as_csv(self.columns, self.rows)))
+        self.write("log.csv", lambda path: checkpoints.atomic_save(as_csv(self.columns, self.rows), path))
 
     def write(self, name, writer):
         """Rank 0 calls writer(path), which writes and renames; a full disk raises Stop; the old one stays."""
@@ -196,9 +196,8 @@ class Run:
                 writer(path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             Path(f"{path}.tmp").unlink(missing_ok=True)
-            raise Stop(
-                f"cannot write {path}, the previous file is intact: {str(error).splitlines()[0]}"
-            ) from None
+            reason = str(error).splitlines()[0]
+            raise Stop(f"cannot write {path}, the previous file is intact: {reason}") from None
 
     def finish(self, model, optimizer):
         """After the loop. Raises Stop, with all saved, if a signal ended it early."""
@@ -224,9 +223,8 @@ def length(args, values, images, most=0.1):
     if args.warmup_epochs is None:
         warmup = min(warmup, most * steps)
     elif warmup > steps:
-        raise ValueError(
-            f"--warmup-epochs {args.warmup_epochs:g} are {warmup:g} steps of {steps}: type fewer"
-        )
+        typed = f"--warmup-epochs {args.warmup_epochs:g}"
+        raise ValueError(f"{typed} are {warmup:g} steps of {steps}: type fewer")
     return dict(batch_size=batch, epoch_steps=epoch_steps, steps=steps, warmup_steps=warmup)
 
 

@@ -155,6 +155,7 @@ def _word(rng, words):
     return words[0] if rng.random() < 0.75 else rng.choice(words)
 
 
+@functools.cache
 def build(split, count, seed=0, size=32, kinds_told=None, curated=True):
     """`count` images of a split with captions and labels; image i depends on (seed, split, i) alone.
     `kinds_told`: the share of captions that name the kind, the others in proportion; the images stay.

@@ -67,7 +67,7 @@ class Momentum(Branch):
         q1, q2 = (self.predictor(self.projector(features[name])) for name in ("view1", "view2"))  # [B, E]
         k1, k2 = (self.slow_projector(features[name]) for name in ("slow1", "slow2"))  # [B, E], no gradient
         with torch.autocast(q1.device.type, enabled=False):
-            q1, q2, k1, k2 = unit_norm(q1, q2, k1, k2)
+            q1, q2, k1, k2 = map(unit_norm, (q1, q2, k1, k2))
             cosines = torch.stack([q1 @ k2.T, q2 @ k1.T])  # [2, B, B]: each view with the other's slow embeds
             labels = torch.arange(len(q1), device=q1.device)
             loss = self.loss(cosines[0], labels) + self.loss(cosines[1], labels)

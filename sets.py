@@ -215,11 +215,6 @@ def class_names(name, classes):
     return [ours.get(c, c.replace("_", " ")) for c in classes]
 
 
-@functools.cache
-def drawn(split, told=None, curated=True):
-    return scenes.build(split, SCENES_COUNT[split], SCENES_SEED[split], kinds_told=told, curated=curated)
-
-
 def open_scenes(name, split):
     """Captioned for training, labelled for testing. Training sets for comparisons: "scenes-told-40" has 40%
     captions that name the kind, "scenes-uncurated" is cluttered and long-tailed; the test split is the same.
@@ -227,11 +222,11 @@ def open_scenes(name, split):
     told = re.fullmatch(r"scenes-told-(\d\d)", name)
     if name not in SCENES and not told:
         raise ValueError(f"unknown --data {name!r}: expected one of {', '.join(SCENES)}, scenes-told-40")
-    if split == "train" and (told or name == "scenes-uncurated"):
-        table = drawn(split, int(told[1]) / 100 if told else None, curated=bool(told))
-    else:
-        table = drawn(split)
-    if split == "train" and (told or name == "scenes"):
+    training, count, seed = split == "train", SCENES_COUNT[split], SCENES_SEED[split]
+    share = int(told[1]) / 100 if told and training else None
+    curated = not training or name != "scenes-uncurated"
+    table = scenes.build(split, count, seed, kinds_told=share, curated=curated)
+    if training and (told or name == "scenes"):
         return Source(name, Arrays(table["images"], table["captions"]))
     if name == "scenes-heldout":
         classes = [f"{colour} {kind}" for kind in scenes.KINDS for colour in scenes.COLOURS]

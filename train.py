@@ -72,9 +72,7 @@ def train(model, run, settings, device, views, watch):
     def loader_for(steps):
         steps = [0] * len(steps) if settings.overfit else steps
         other = None if views.other is None else len(views.other)
-        sampler = data.Batches(
-            len(views.captioned), other, settings.batch_size, settings.seed, steps, ranks.share
-        )
+        sampler = data.Batches(len(views.captioned), other, settings.batch_size, settings.seed, steps)
         pin = device.type == "cuda"
         return data.loader(views, sampler, settings.workers, tokenizer=model.tokenizer, pin=pin)
 
@@ -93,9 +91,8 @@ def train(model, run, settings, device, views, watch):
         loss, stats = objective(wrapped, batch, settings, device)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        stats["grad_norm"] = torch.nn.utils.clip_grad_norm_(
-            model.parameters(), settings.clip_grad or math.inf
-        )
+        limit = settings.clip_grad or math.inf
+        stats["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
         stats = {name: value.item() for name, value in stats.items() if name in run.columns}
         run.check_finite(stats, lr)
         optimizer.step()
@@ -120,11 +117,12 @@ def set_up(args):
     flags.check(args)
     device = ranks.start(args.device)
     whole = sets.open_source(args.data, args.root, "train")
-    weights = slip.load(args.init, args.image_size) if args.init else None
+    weights = slip.load(args.init) if args.init else None
     values = flags.resolve(args, whole, weights and weights.config)
-    kept, held = (data.subset(whole, part) for part in data.holdout(len(whole), args.seed))
+    kept, held = data.holdout(whole, args.seed)
     captioned, other = choose_images(values, kept)
-    model = make_model(values, captioned, weights and weights.tokenizer, optional=args.vocab is None)
+    tokenizer = weights.tokenizer if weights and not args.vocab else None
+    model = make_model(values, captioned, tokenizer, optional=args.vocab is None)
     rows, each = values["batch_size"] // ranks.world(), values["clip_views"] * (model.text is not None)
     each += 2 * (model.branch is not None)
     plan = devices.plan_chunks(model, rows, device, args.micro_batch, each, args.precision)
@@ -165,7 +163,7 @@ def choose_images(values, source):
         other = source if slip.METHODS[values["method"]][1] else None
     if values["ssl_data"]:
         other = sets.open_source(values["ssl_data"], values["root"], "train")
-        other = data.subset(other, data.holdout(len(other), seed)[0])  # the same set has the same held out
+        other = data.holdout(other, seed)[0]  # the same set has the same held out
     smallest = min(len(captioned), len(other or captioned))
     if values["batch_size"] > smallest:
         raise ValueError(f"found --batch-size {values['batch_size']}, expected at most {smallest} (images)")

@@ -24,12 +24,13 @@ class Validation:
         if model.text is not None:
             self.columns = ["val_top1"] if held.classes else ["val_loss", "val_r1"]
             for name in self.test_names():
-                self.tests[f"zeroshot_{name}"] = sets.open_source(name, settings.root, "test")
+                source = self.tests[f"zeroshot_{name}"] = sets.open_source(name, settings.root, "test")
+                if source.classes is None:
+                    raise ValueError(f"--zeroshot {name} has captions, no classes: type a labelled set")
         else:
             if settings.data == "scenes":  # captions, but labelled as well
                 kinds = sets.open_source("scenes-kind", settings.root, "train")
-                parts = data.holdout(len(kinds), settings.seed)
-                self.kept, self.held = (data.subset(kinds, part) for part in parts)
+                self.kept, self.held = data.holdout(kinds, settings.seed)
             self.columns = ["knn_top1"] if self.held.classes else []
         self.columns += self.tests
 

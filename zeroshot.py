@@ -20,7 +20,6 @@ import statistics
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 import console
 import data
@@ -32,6 +31,7 @@ import slip
 from device import autocast
 from evaluate import METRICS, apply_to_set, chance, metrics, record
 from images import Files, Source, is_image, subset
+from losses import unit_norm
 
 RETRIEVED = 5000  # most images in a retrieval; a larger set is sampled, always alike
 SEEN = "  (prompt classification of classes seen in training, not zero-shot transfer)"
@@ -44,7 +44,7 @@ def classifier(model, names, templates, device):
     for entry in names:
         prompts = [t.replace("{}", name) for name in data.as_list(entry) for t in templates]
         means.append(embed_texts(model, prompts, device).mean(0))  # [E]
-    return unit(torch.stack(means))  # [K, E]
+    return unit_norm(torch.stack(means))  # [K, E]
 
 
 def evaluate(model, source, device, *, templates=None, workers=0):
@@ -58,12 +58,9 @@ def evaluate(model, source, device, *, templates=None, workers=0):
 def embed_images(model, source, device, workers=0, skip_bad=False):
     """The images of a set, sharded over the ranks -> (unit embeddings [n, E], labels [n], indices [n])."""
     workers = recipe.workers(len(source)) if workers is None else workers
-    training, size = model.training, model.config.image_size
-    model.eval()
-    options = dict(workers=workers, skip_bad=skip_bad)
+    size, options = model.config.image_size, dict(workers=workers, skip_bad=skip_bad)
     embeds, labels, indices = apply_to_set(source, size, device, model.encode_image, **options)
-    model.train(training)
-    return unit(embeds), labels, indices
+    return unit_norm(embeds), labels, indices
 
 
 @torch.no_grad()
@@ -71,11 +68,7 @@ def embed_texts(model, texts, device):
     """Strings -> unit embeddings [M, E]. Every rank computes all of them."""
     with autocast(torch.device(device)):
         parts = [model.encode_text(texts[start : start + 64]) for start in range(0, len(texts), 64)]
-    return unit(torch.cat(parts))
-
-
-def unit(embeds):
-    return F.normalize(embeds.float(), dim=-1)
+    return unit_norm(torch.cat(parts))
 
 
 def embed_pairs(model, source, device, workers=0):
@@ -108,13 +101,12 @@ def open_pairs(args, run_args):
     """-> (captioned set, split): --split, or what there is of "test", "val" (the run's own data), "train"."""
     source, split = sets.open_captions(args.data, args.root, "train" if args.split == "val" else args.split)
     trained, root = run_args.get("data", "other data"), run_args.get("root", "")
-    own = args.data == trained and trained in sets.SCENES
+    own = args.data == trained and trained.split("-")[0] == "scenes"
     own = own or Path(args.root, args.data).resolve() == Path(root, trained).resolve()
     if args.split == "val" or (args.split is None and split == "train" and own):
-        held = data.holdout(len(source), run_args["seed"])[1] if own else []
-        if len(held) == 0:
+        source, split = data.holdout(source, run_args["seed"])[1] if own else [], "val"
+        if not len(source):
             raise ValueError(f"this run held out no images of {args.data}: type --split train")
-        source, split = subset(source, held), "val"
     chosen = data.permutation(len(source), 0, 0)[:RETRIEVED]
     return subset(source, sorted(chosen)), split
 
@@ -134,7 +126,7 @@ def run_retrieval(args, models, device, pairs):
 
 def open_tasks(args):
     """-> [(labelled test set, templates)] of --data; of "all" those that can be opened."""
-    chosen, tasks = [name.strip() for name in args.data.split(",")], []
+    chosen, tasks = [name.strip() for name in args.data.split(",") if name.strip()], []
     if args.data == "all":
         chosen = [name for name in sets.names(args.root) if sets.found(name, args.root)]
         chosen += [name for name in sets.SCENES if name != "scenes-kind"]  # which is "scenes" again
@@ -233,7 +225,7 @@ def show_list(root):
 def run_image(args, model, device, image):
     """The typed names with their probabilities, the likeliest first."""
     names = [name.strip() for name in args.classes.strip(", ").split(",")]
-    embed = unit(model.encode_image(model.preprocess(image).to(device)))  # [1, E]
+    embed = unit_norm(model.encode_image(model.preprocess(image).to(device)))  # [1, E]
     logits = model.logit_scale.exp() * embed @ classifier(model, names, ["{}"], device).T  # [1, K]
     for probability, name in sorted(zip(logits.softmax(1)[0].tolist(), names), reverse=True):
         ranks.say(f"{probability:6.1%}  {name}")

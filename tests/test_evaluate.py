@@ -96,7 +96,7 @@ def test_an_image_that_cannot_be_decoded_ends_it_or_is_left_out(capsys):
 def test_results_are_merged_by_checkpoint_task_and_set(tmp_path, capsys):
     file = str(tmp_path / "checkpoint.pt")
     evaluate.record(file, "zeroshot", "pets", {"value": 1.0})
-    evaluate.record(str(tmp_path), "zeroshot", "pets", {"value": 2.0})  # the run folder
+    evaluate.record(file, "zeroshot", "pets", {"value": 2.0})
     evaluate.record(str(tmp_path / "best.pt"), "linear", "naïve", {"value": 3.0})
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert results["checkpoint.pt"]["zeroshot"]["pets"].keys() == {"value", "date"}

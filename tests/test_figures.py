@@ -24,8 +24,8 @@ VIEWS = dict(seed=0, light_crop=0.5, strong_crop=0.3, clip_views=1, clip_aug="li
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Runs of eight steps without an epoch: "slip" and "simclr"; of few built-in images."""
-    small = {"train": scenes.build("train", 480), "test": scenes.build("test", 120)}
-    tokenizer, where = Tokenizer.train(small["train"]["captions"], 600), tmp_path_factory.mktemp("runs")
+    where = tmp_path_factory.mktemp("runs")
+    tokenizer = Tokenizer.train(scenes.build("train", 480)["captions"], 600)
     for method in ("slip", "simclr"):
         torch.manual_seed(0)
         model = slip.build(slip.configure(method, "vit_tiny", vocab_size=tokenizer.vocab_size))
@@ -35,16 +35,8 @@ def folder(tmp_path_factory):
         run = dict(args=args, rows=[], points=[(i, 8.0 - i / 8) for i in range(8)])
         slip.save(str(where / method / "checkpoint.pt"), model, run)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sets, "drawn", small.get)
+        patch.setattr(sets, "SCENES_COUNT", {"train": 480, "test": 120})
         yield where
-
-
-def refused(capsys, *words):
-    """The one sentence that a command line is refused with."""
-    with pytest.raises(SystemExit) as end:
-        figures.main([str(word) for word in words])
-    assert end.value.code == 2
-    return capsys.readouterr().err
 
 
 def test_one_command_draws_every_figure(folder):
@@ -56,10 +48,10 @@ def test_one_command_draws_every_figure(folder):
         assert (edges > 250).all()  # white all around: no text is cut off
 
 
-def test_without_language_what_needs_captions_is_left_out(folder, capsys):
+def test_without_language_what_needs_captions_is_left_out(folder, refused):
     figures.main([str(folder / "simclr")])
     assert set(os.listdir(folder / "simclr/figures")) == {"views.png", "curves.png"}
-    assert "without captions" in refused(capsys, folder / "simclr", "--only", "similarity")
+    assert "without captions" in refused(figures.main, [f"{folder}/simclr", "--only", "similarity"])
 
 
 def test_curves_overlay_the_points_of_several_runs_beside_chance(folder, tmp_path):
@@ -76,7 +68,7 @@ def test_curves_overlay_the_points_of_several_runs_beside_chance(folder, tmp_pat
 
 def test_similarity_shows_the_cosines_of_held_out_pairs(folder):
     run, source = figures.Run(str(folder / "slip")), sets.open_source("scenes", "data", "train")
-    chosen = [source[i] for i in data.holdout(480, 0)[1][:8]]
+    chosen = list(data.holdout(source, 0)[1])[:8]
     embeds = [(run.model.encode_text(text), run.model.encode_image(image)) for image, text in chosen]
     cosines = [[torch.cosine_similarity(text, image).item() for _, image in embeds] for text, _ in embeds]
     right = sum(row.index(max(row)) == i for i, row in enumerate(cosines))
@@ -85,10 +77,10 @@ def test_similarity_shows_the_cosines_of_held_out_pairs(folder):
     assert f"Cosines of held-out pairs: {right} of 8 captions find their image" in found
 
 
-def test_a_table_is_drawn_from_its_results(tmp_path, monkeypatch, capsys):
+def test_a_table_is_drawn_from_its_results(tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
-    assert "type python tables.py" in refused(capsys, "--table", "main")
-    assert "no checkpoint" in refused(capsys, "none")
+    assert "type python tables.py" in refused(figures.main, ["--table", "main"])
+    assert "no checkpoint" in refused(figures.main, ["none"])
     for place, row in (*enumerate(tables.TABLES["main"]), *enumerate(tables.TABLES["told"])):
         for seed in (0, 1):
             out = tables.plan("scenes", row, seed)[0]

@@ -17,11 +17,12 @@ import slip
 
 ROOT = Path(__file__).parents[1]
 WORKER = """
-import sys, types, torch, torch.distributed as dist
-import augment, ranks, slip, train
+import sys, torch, torch.distributed as dist
+import augment, ranks
+from test_train import toy_step
 
 out, methods = sys.argv[1:]
-cpu = ranks.start("cpu")
+ranks.start("cpu")
 for name in ("normalise", "strong"):  # float64: only the order of sums differs
     setattr(augment, name, lambda *a, f=getattr(augment, name): f(*a).double())
 
@@ -36,29 +37,13 @@ def no_gradient(rows):  # as torch's all_gather: the rows of other ranks have no
 def one_step(method):
     if method == "broken":  # the last of all
         ranks.gather, method = no_gradient, "clip"
-    torch.manual_seed(0)
-    small = dict(vocab_size=520, text_depth=1, ssl_hidden=32, ssl_out=16)
-    model = slip.build(slip.configure(method, "vit_tiny", **small)).double().train()
-    generator = torch.Generator().manual_seed(1)
-    crops = torch.randint(0, 256, (3, 8, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    batch = dict(zip(("images", "view1", "view2"), crops))
-    if "beit" in method:
-        model.branch.prepare(lambda: augment.normalise(crops.flatten(0, 1)))
-        batch["view1_mask"] = torch.rand(8, 16, generator=generator).argsort(1) < 6
-    batch["tokens"] = torch.randint(1, 500, (8, 6), generator=generator)
-    batch["tokens"][:, 5] = 519
-    batch = {n: ranks.share(v) for n, v in batch.items()}
-    settings = types.SimpleNamespace(partner=slip.METHODS[method][1], micro_batch=3, recompute=True,
-                                     precision="fp32", ssl_scale=1.0, mask_same_class=False)
-    wrapped = ranks.wrap(model)  # which must live until the backward pass is over
-    loss, _ = train.objective(wrapped, batch, settings, cpu)
-    loss.backward()
+    loss, _, model = toy_step(method, micro_batch=3, recompute=True)
     if model.branch is not None:
         with torch.no_grad():
             model.visual.positions += 1.0  # as if the optimizer had made a step
         model.branch.after_step(model.visual, 0.5)
     state = {n: p.data if p.grad is None else p.grad for n, p in model.named_parameters()}
-    return {"loss": loss.detach()} | state | dict(model.named_buffers())
+    return {"loss": torch.tensor(loss, dtype=torch.float64)} | state | dict(model.named_buffers())
 
 
 found = {method: one_step(method) for method in methods.split(",")}
@@ -74,8 +59,8 @@ def launch(processes, script, *arguments, timeout=120):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
-    env |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes)}
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    env |= {"WORLD_SIZE": str(processes), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     started = []
     for rank in range(processes):
         own = env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}

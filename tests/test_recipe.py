@@ -87,9 +87,7 @@ def test_a_layers_rate_is_a_power_of_the_decay_and_each_parameter_is_in_one_grou
     names = {id(p): name for name, p in model.named_parameters()}
     group_of = {names[id(p)]: group for group in groups for p in group["params"]}
     assert sorted(names[id(p)] for group in groups for p in group["params"]) == sorted(names.values())
-    expected = {
-        f"visual.blocks.{i}.mlp.0.bias": 2.0 ** (i - 4) for i in range(4)
-    }  # block 3 is below the head
+    expected = {f"visual.blocks.{i}.mlp.0.bias": 2.0 ** (i - 4) for i in range(4)}  # 3: below the head
     expected |= {"visual.class_token": 2**-5, "visual.patch_embed.projection.weight": 2**-5}
     expected |= {"visual.norm.weight": 1.0, "head.weight": 1.0}
     assert {name: group_of[name]["lr_scale"] for name in expected} == expected

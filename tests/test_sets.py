@@ -160,12 +160,9 @@ def test_every_template_takes_one_name_and_imagenet_has_seven():
 @pytest.fixture
 def few_scenes(monkeypatch):
     monkeypatch.setattr(sets, "SCENES_COUNT", {"train": 40, "test": 60})
-    sets.drawn.cache_clear()
-    yield
-    sets.drawn.cache_clear()
 
 
-def test_scenes_are_captioned_for_training_and_labelled_for_testing(few_scenes, tmp_path):
+def test_scenes_are_captioned_for_training_and_labelled_for_testing(few_scenes):
     train, test = sets.open_source("scenes"), sets.open_source("scenes", split="test")
     assert train.classes is None and isinstance(train[0][1], str) and train[0][0].size == (32, 32)
     assert len(test.classes) == 12 and isinstance(test[0][1], int)
