@@ -57,9 +57,9 @@ def plan_chunks(model, rows, device, micro_batch=None, views=3, asked=None):
     """How a rank's rows go through the towers -> (rows of a chunk, recompute activations?, words for it).
 
     A block keeps 36.5 bytes of a token and of its width for the backward pass in bf16, 65 in fp32 (measured);
-    a parameter takes 16 bytes with its gradient and AdamW's moments. On a CPU a chunk also suits the cache:
-    in chunks of 16, 8 and 4 images ViT-S/16's whole step took 3.24, 3.46 and 3.81 times one view's, so one
-    has at most about 3,200 tokens."""
+    a parameter takes 16 bytes with its gradient and AdamW's moments. On a CPU a chunk has at most about 3,200
+    tokens, to suit the cache. Smaller ones cost more: in chunks of 16, 8 and 4 images ViT-S/16's whole step
+    took 3.24, 3.46 and 3.81 times one view's."""
     tower, text = model.visual, getattr(model, "text", None)
     tokens, kept = tower.positions.shape[1], 36.5 if precision(device, asked) == "bf16" else 65
     row_bytes = kept * views * tokens * tower.width * len(tower.blocks)

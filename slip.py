@@ -199,8 +199,8 @@ def initialise(model, path):
     config, weights, tokenizer = unpack(path)
     if config.model != model.config.model:
         raise ValueError(f"{path} holds a {config.model}, expected {model.config.model}")
-    merges = [getattr(one, "merges", None) for one in (tokenizer, model.tokenizer)]
-    if None in merges or merges[0] != merges[1]:
+    same = tokenizer and model.tokenizer and tokenizer.merges == model.tokenizer.merges
+    if not same:
         weights = {n: value for n, value in weights.items() if n.startswith(("visual", "branch"))}
     slow = {f"branch.slow_tower.{n[7:]}": v for n, v in weights.items() if n.startswith("visual.")}
     weights = checkpoints.resize_positions(slow | weights, model.visual)  # a new momentum encoder is a copy

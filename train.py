@@ -123,9 +123,9 @@ def set_up(args):
     captioned, other = choose_images(values, kept)
     tokenizer = weights.tokenizer if weights and not args.vocab else None
     model = make_model(values, captioned, tokenizer, optional=args.vocab is None)
-    rows, each = values["batch_size"] // ranks.world(), values["clip_views"] * (model.text is not None)
-    each += 2 * (model.branch is not None)
-    plan = devices.plan_chunks(model, rows, device, args.micro_batch, each, args.precision)
+    rows, crops = values["batch_size"] // ranks.world(), values["clip_views"] * (model.text is not None)
+    crops += 2 * (model.branch is not None)
+    plan = devices.plan_chunks(model, rows, device, args.micro_batch, crops, args.precision)
     values["micro_batch"], values["recompute"], chunks = plan
     settings = dataclasses.make_dataclass("Settings", values, frozen=True)(**values)
     watch = validation.Validation(settings, model, device, kept, held)
@@ -133,6 +133,8 @@ def set_up(args):
     columns = [name for name in [*COLUMNS, *watch.columns] if name not in absent]
     run = runs.open_run(settings, flags.FREE, columns)
     if run.state:
+        if run.state["tokenizer"] != (model.tokenizer and model.tokenizer.state()):
+            raise ValueError(f"{run.out} holds a run with other merges: type --vocab and --data as before")
         slip.load_weights(model, run.state["weights"], settings.out)
     elif weights:
         taken, new = slip.initialise(model, args.init)

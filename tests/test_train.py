@@ -287,6 +287,17 @@ def test_a_run_begins_from_the_weights_of_another(tmp_path):
     assert own.merges != model.tokenizer.merges  # a typed vocabulary is obeyed
 
 
+def test_a_run_goes_on_with_its_own_vocabulary(tmp_path, refused):
+    words = ["--max-steps", 2, "--zeroshot", "none"]
+    run(tmp_path / "old", *words)
+    begun = ["--init", tmp_path / "old", "--captions", 64, *words, "--vocab", "train"]
+    run(tmp_path / "new", *begun)
+    before = saved(tmp_path / "new")
+    assert "type --vocab and --data as before" in refused(run, tmp_path / "new", *begun[:-2])
+    run(tmp_path / "new", *begun)
+    assert same(before, saved(tmp_path / "new"))
+
+
 def test_captions_are_no_zero_shot_set(tmp_path, refused):
     (tmp_path / "both").mkdir()
     (tmp_path / "both/a.jpg").touch()
