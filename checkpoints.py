@@ -104,7 +104,10 @@ def load_weights(model, weights, path, assign=False):
 def atomic_save(state, path):
     """Text, or what torch.save takes, to a temporary name, then renamed: readers find the old or the new."""
     with open(f"{path}.tmp", "wb") as file:
-        file.write(state.encode()) if isinstance(state, str) else torch.save(state, file)
+        if isinstance(state, str):
+            file.write(state.encode())
+        else:
+            torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())  # on the disk before it takes the place of the last one
     os.replace(f"{path}.tmp", path)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 import augment
 import checkpoints
@@ -34,7 +34,7 @@ METRICS = {  # the keys of `metrics`: what they are called in a table
 
 
 @dataclass(eq=False)
-class EvaluationViews(data.Dataset):
+class EvaluationViews(Dataset):
     """Evaluation samples: (uint8 view [3, S, S], label or -1 without classes, index, or -1 - index for an
     image that cannot be decoded)."""
 
@@ -143,10 +143,10 @@ def record(checkpoint, task, name, values):
     if ranks.rank():
         return
     path, file = Path(checkpoint), Path(checkpoint).with_name("results.json")
-    results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     dated = values | {"date": time.strftime("%Y-%m-%d %H:%M:%S")}
-    results.setdefault(path.name, {}).setdefault(task, {})[name] = dated
     try:
+        results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        results.setdefault(path.name, {}).setdefault(task, {})[name] = dated
         checkpoints.atomic_save(json.dumps(results, indent=1) + "\n", file)
-    except OSError as error:  # published weights in a folder of others
-        ranks.warn(f"the result is not noted, {file} cannot be written ({error})")
+    except (OSError, ValueError, AttributeError) as error:  # a folder of others; a file that is no such table
+        ranks.warn(f"the result is not noted, {file} cannot be read or written ({error})")

@@ -103,5 +103,7 @@ def test_results_are_merged_by_checkpoint_task_and_set(tmp_path, capsys):
     assert results["checkpoint.pt"]["zeroshot"]["pets"]["value"] == 2
     assert results["best.pt"]["linear"]["naïve"]["value"] == 3 and len(list(tmp_path.iterdir())) == 1
     (tmp_path / "results.json.tmp").mkdir()  # cannot be written
-    evaluate.record(file, "zeroshot", "pets", {"value": 1.0})
-    assert "the result is not noted" in capsys.readouterr().err
+    for broken in ("", "[1]", "{}"):
+        (tmp_path / "results.json").write_text(broken)
+        evaluate.record(file, "zeroshot", "pets", {"value": 1.0})
+        assert "the result is not noted" in capsys.readouterr().err
