@@ -62,7 +62,7 @@ def open_captioned(name, root, split):
         return None
     if split == "test" and table.stem != f"{folder.name}-test":
         line = f"python zeroshot.py --checkpoint FILE --retrieval --data {shlex.quote(name)}"
-        raise FileNotFoundError(f"{name} has one split; for the part that training holds out type {line}")
+        raise FileNotFoundError(f"{name} has captions and one split; for what training holds out type {line}")
     return Source(name, Pairs(place, images, rows(place)))
 
 

@@ -42,11 +42,11 @@ def guarded(work):
     except BrokenPipeError:  # | head
         sys.stdout = open(os.devnull, "w")
         return 141
-    except torch.OutOfMemoryError as error:
-        sentence = f"out of memory: type a smaller --micro-batch ({str(error).splitlines()[0][:150]})"
     except RuntimeError as error:
         reason = f"{error}\n".splitlines()[0][:150]
-        if "DataLoader worker" in reason or "DataLoader timed out" in reason:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason:  # of a GPU, a CPU
+            sentence = f"out of memory: type a smaller --micro-batch ({reason})"
+        elif "DataLoader worker" in reason or "DataLoader timed out" in reason:
             sentence = f"a data worker died or stands still ({reason}): {WORKERS_DIED}"
         elif ranks.world() > 1 and any(words in reason.lower() for words in LOST_PEER):
             sentence = f"another rank is gone ({reason}): the same line resumes from the last checkpoint"

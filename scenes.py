@@ -160,7 +160,7 @@ def build(split, count, seed=0, size=32, kinds_told=None, curated=True):
     """`count` images of a split with captions and labels; image i depends on (seed, split, i) alone.
     `kinds_told`: the share of captions that name the kind, the others in proportion; the images stay.
     -> {images: uint8 [n, size, size, 3], captions: list, held_out: bool [n], and the labels int64 [n]: kind,
-    colour, texture, background}."""
+    colour, texture, background}; cached, so not to be written to."""
     named = SHARES["kind and colour"] + SHARES["kind"]
     kinds_told = named if kinds_told is None else kinds_told
     more, less = kinds_told / named, (1 - kinds_told) / (1 - named)

@@ -48,7 +48,7 @@ def classifier(model, names, templates, device):
 
 
 def evaluate(model, source, device, *, templates=None, workers=0):
-    """Zero-shot accuracy of a model on a labelled set: {metric: per cent}, as evaluate.metrics gives them.
+    """Zero-shot accuracy of a model on a labelled set: evaluate.metrics. The model is in evaluation mode.
     `templates`: instead of the set's own. Raises console.Stop for an image that cannot be decoded."""
     weights = classifier(model, source.classes, templates or sets.prompts(source.name), device)  # [K, E]
     embeds, labels, _ = embed_images(model, source, device, workers)  # [n, E], [n]
@@ -104,7 +104,7 @@ def open_pairs(args, run_args):
     own = args.data == trained and trained.split("-")[0] == "scenes"
     own = own or Path(args.root, args.data).resolve() == Path(root, trained).resolve()
     if args.split == "val" or (args.split is None and split == "train" and own):
-        source, split = data.holdout(source, run_args["seed"])[1] if own else [], "val"
+        split, source = "val", data.holdout(source, run_args["seed"])[1] if own else ()
         if not len(source):
             raise ValueError(f"this run held out no images of {args.data}: type --split train")
     chosen = data.permutation(len(source), 0, 0)[:RETRIEVED]
@@ -130,6 +130,8 @@ def open_tasks(args):
     if args.data == "all":
         chosen = [name for name in sets.names(args.root) if sets.found(name, args.root)]
         chosen += [name for name in sets.SCENES if name != "scenes-kind"]  # which is "scenes" again
+    if not chosen:
+        raise ValueError(f'found --data {args.data!r}, expected sets with commas between, or "all"')
     for name in chosen:
         try:
             tasks.append(open_task(name, args))

@@ -229,6 +229,7 @@ WRONG = {
     "--checkpoint run --labels l.json": "names 1 classes, scenes has 12",
     "--download --data cub200": "cub200 cannot be downloaded",
     "--checkpoint run --data pairs.tsv": "--retrieval",
+    "--checkpoint run --data ,": "expected sets with commas between",
 }
 
 
