@@ -90,15 +90,15 @@ def check(args):
         raise ValueError(f"--clip-views and --clip-aug are the language loss's: {args.method} has none")
 
 
-def resolve(args, whole, config):
+def resolve(args, whole, kept, config):
     """-> {flag: value}: what was typed, else the weights' own sizes (--init), else the recipe's; and what
-    follows from them: steps, warmup_steps, partner, class_names."""
+    follows from them: steps, warmup_steps, partner, class_names. `kept`: `whole` without what is held out."""
     values = recipe.recipe(args.method, args.data, len(whole), args.recipe)
     if config:
         values |= recipe.FROM_WEIGHTS
         values |= {name: getattr(config, name) for name in ("model", "image_size", "patch")}
     values |= {name: value for name, value in vars(args).items() if value is not None or name not in values}
-    values |= runs.length(args, values, len(data.holdout(whole, args.seed)[0]))
+    values |= runs.length(args, values, len(kept))
     if values["batch_size"] < 2:
         raise ValueError("found --batch-size 1: a contrastive loss compares, type 2 or more")
     language, partner = slip.METHODS[args.method]

@@ -193,12 +193,12 @@ def load(path, image_size=None):
     return model.requires_grad_(False).eval()
 
 
-def initialise(model, path):
-    """Copy what fits of a checkpoint of another method or image size -> (tensors taken, names of new parts).
+def initialise(model, other):
+    """Copy what fits of a SLIP of another method or image size -> (tensors taken, names of new parts).
     The text tower and the joint space come only if both have the same tokenizer."""
-    config, weights, tokenizer = unpack(path)
-    if config.model != model.config.model:
-        raise ValueError(f"{path} holds a {config.model}, expected {model.config.model}")
+    weights, tokenizer = other.state_dict(), other.tokenizer
+    if other.config.model != model.config.model:
+        raise ValueError(f"--init holds a {other.config.model}, expected {model.config.model}")
     same = tokenizer and model.tokenizer and tokenizer.merges == model.tokenizer.merges
     if not same:
         weights = {n: value for n, value in weights.items() if n.startswith(("visual", "branch"))}

@@ -118,8 +118,8 @@ def set_up(args):
     device = ranks.start(args.device)
     whole = sets.open_source(args.data, args.root, "train")
     weights = slip.load(args.init) if args.init else None
-    values = flags.resolve(args, whole, weights and weights.config)
     kept, held = data.holdout(whole, args.seed)
+    values = flags.resolve(args, whole, kept, weights and weights.config)
     captioned, other = choose_images(values, kept)
     tokenizer = weights.tokenizer if weights and not args.vocab else None
     model = make_model(values, captioned, tokenizer, optional=args.vocab is None)
@@ -137,7 +137,7 @@ def set_up(args):
             raise ValueError(f"{run.out} holds a run with other merges: type --vocab and --data as before")
         slip.load_weights(model, run.state["weights"], settings.out)
     elif weights:
-        taken, new = slip.initialise(model, args.init)
+        taken, new = slip.initialise(model, weights)
         ranks.say(f"{taken} tensors from {args.init}; new are {', '.join(new[:4]) or 'none'}")
     copied = ("image_size", "patch", "seed", "light_crop", "strong_crop", "clip_views")
     views = data.Views(
