@@ -180,11 +180,13 @@ class TextTransformer(nn.Module):
             nn.init.zeros_(block.attention.qkv.bias)
             nn.init.zeros_(block.attention.out.bias)
 
-    def encode(self, tokens):
-        """Tokens [B, L] -> [B, L, D], for any L up to the context; row i depends on tokens 0 to i only."""
-        return self.norm(self.blocks(self.token_embedding(tokens) + self.positions[: tokens.shape[1]]))
+    def encode(self, tokens, token=...):
+        """Tokens [B, L] -> [B, L, D], for any L up to the context; row i depends on tokens 0 to i only. Or
+        those of the index `token` alone."""
+        x = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]  # [B, L, D]
+        return self.norm(self.blocks[-1](self.blocks[:-1](x), token))
 
     def forward(self, tokens):
         """Tokens [B, L] -> features [B, D], each the end token's, which has the largest id of its row."""
         rows = torch.arange(len(tokens), device=tokens.device)
-        return self.encode(tokens)[rows, tokens.argmax(dim=1)]
+        return self.encode(tokens, (rows, tokens.argmax(dim=1)))

@@ -30,6 +30,16 @@ def test_every_patch_reaches_the_class_token():
     assert F.max_pool2d(gradient.abs(), 7).min() > 0
 
 
+def test_the_feature_and_its_gradient_are_the_class_tokens_of_all_tokens():
+    vit = ViT(image_size=16, patch=8, width=16, depth=3, heads=2, drop_path=0.5).double()
+    images, results = torch.randn(4, 3, 16, 16, dtype=torch.float64), []
+    for feature in (vit, lambda images: vit.encode(vit.patch_embed(images))[:, 0]):
+        torch.manual_seed(0)  # of drop path
+        features = feature(images)
+        results.append([features, *torch.autograd.grad(features.square().sum(), list(vit.parameters()))])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)  # the same sums in float64
+
+
 def test_drop_path_grows_with_depth():
     vit = ViT(image_size=16, patch=8, width=16, depth=3, heads=2, drop_path=0.5)
     assert [getattr(block.drop_path, "p", 0.0) for block in vit.blocks] == [0.0, 0.25, 0.5]
