@@ -118,13 +118,13 @@ def similarity(run, *_):
     return figure
 
 
-def table(name, dataset):
+def table(name, dataset, more="", root="data"):
     """The runs of a table, mean and deviation over the seeds, a panel for each test: bars; or curves, where
     rows differ by a number, as "SLIP, 30% named" does."""
     panels = {}
     for row in tables.TABLES[name]:
-        seeds = [tables.results(tables.plan(dataset, row, seed)[0]) for seed in range(20)]
-        for task, test in tables.columns(name, dataset):
+        seeds = [tables.results(tables.plan(dataset, row, seed, more)[0]) for seed in range(20)]
+        for task, test in tables.columns(name, dataset, root):
             values = [seed[task, test] for seed in seeds if (task, test) in seed]
             if values:
                 bar = np.mean(values), np.std(values, ddof=min(1, len(values) - 1))
@@ -161,6 +161,8 @@ def main(argv=None):
     add("--only", nargs="+", choices=FIGURES, metavar="FIGURE", help="these (default: all)")
     add("--table", choices=tables.TABLES, metavar="TABLE", help="of tables.py, not runs: %(choices)s")
     add("--data", default="scenes", help="with --table: the set (default: %(default)s)")
+    add("--with", dest="more", default="", metavar="FLAGS", help="with --table: as in tables.py")
+    add("--root", default="data", help="with --table: the folder of the sets (default: %(default)s)")
     add("--out", metavar="FILE", help="the .png of one figure (default: FIGURE.png in RUN/figures)")
     args = parser.parse_args(argv)
     if args.out and not args.table and len(args.only or FIGURES) > 1:
@@ -174,7 +176,7 @@ def main(argv=None):
         if not names:  # similarity wants held-out captions
             names = list(FIGURES) if runs[0].model.text and len(runs[0].images(1)) else ["views", "curves"]
         for name in names:
-            figure = table(name, args.data) if args.table else FIGURES[name](*runs)
+            figure = table(name, args.data, args.more, args.root) if args.table else FIGURES[name](*runs)
             os.makedirs(folder, exist_ok=True)
             path = args.out or os.path.join(folder, f"{name}.png")
             figure.savefig(path)

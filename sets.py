@@ -229,6 +229,8 @@ def open_scenes(name, split):
     if training and (told or name == "scenes"):
         return Source(name, Arrays(table["images"], table["captions"]))
     if name == "scenes-heldout":
+        if training:
+            raise ValueError("scenes-heldout is for testing alone: train on scenes")
         classes = [f"{colour} {kind}" for kind in scenes.KINDS for colour in scenes.COLOURS]
         labels = table["kind"] * len(scenes.COLOURS) + table["colour"]
         source = Source(name, Arrays(table["images"], labels), classes)

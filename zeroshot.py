@@ -226,7 +226,7 @@ def show_list(root):
 
 def run_image(args, model, device, image):
     """The typed names with their probabilities, the likeliest first."""
-    names = [name.strip() for name in args.classes.strip(", ").split(",")]
+    names = [name.strip() for name in args.classes.split(",") if name.strip()]
     embed = unit_norm(model.encode_image(model.preprocess(image).to(device)))  # [1, E]
     logits = model.logit_scale.exp() * embed @ classifier(model, names, ["{}"], device).T  # [1, K]
     for probability, name in sorted(zip(logits.softmax(1)[0].tolist(), names), reverse=True):
@@ -278,7 +278,7 @@ def set_up(args):
         return ranks.say, (f"{args.data}: there, under {args.root}",)
     if not args.checkpoint:
         raise ValueError("--checkpoint is missing: a run folder, its checkpoint.pt or published weights")
-    if bool(args.folder) != bool(args.query) or bool(args.image) != bool(args.classes):
+    if bool(args.folder) != bool(args.query) or bool(args.image) != bool((args.classes or "").strip(", ")):
         raise ValueError('type both: --image FILE --classes "a dog,a cat"; --folder DIR --query "a bus"')
     if len(args.checkpoint) > 1 and (args.image or args.folder):
         raise ValueError(f"--image and --folder take one --checkpoint: found {len(args.checkpoint)}")

@@ -83,13 +83,15 @@ def test_a_table_is_drawn_from_its_results(tmp_path, monkeypatch, refused):
     assert "no checkpoint" in refused(figures.main, ["none"])
     for place, row in (*enumerate(tables.TABLES["main"]), *enumerate(tables.TABLES["told"])):
         for seed in (0, 1):
-            out = tables.plan("scenes", row, seed)[0]
+            out = tables.plan("scenes", row, seed, "--wd 1")[0]
             os.makedirs(out)
             tasks = {"checkpoint.pt": {"zeroshot": {"scenes": {"top1": 10.0 * place + seed}}}}
             Path(out, "results.json").write_text(json.dumps(tasks))
-    figures.main(["--table", "main"])
-    axis = figures.table("main", "scenes").axes[0]
+    figures.main(["--table", "main", "--with", "--wd 1"])
+    axis = figures.table("main", "scenes", "--wd 1").axes[0]
     assert [bar.get_width() for bar in axis.patches] == [10.0 * k + 0.5 for k in range(5)]
-    axis = figures.table("told", "scenes").axes[0]  # rows that differ by a number are the points of a curve
+    axis = figures.table("told", "scenes", "--wd 1").axes[
+        0
+    ]  # rows that differ by a number are the points of a curve
     assert axis.get_xlabel() == "% named" and axis.get_legend_handles_labels()[1] == ["SLIP", "CLIP"]
     assert axis.lines[0].get_xydata().tolist() == [[10, 10.5], [20, 30.5], [30, 50.5], [50, 70.5], [75, 90.5]]

@@ -171,6 +171,8 @@ def test_scenes_are_captioned_for_training_and_labelled_for_testing(few_scenes):
     named = {held.classes[held.label(i)] for i in range(len(held))}
     assert 0 < len(held) < 60 and len(held.classes) == 96
     assert named <= {f"{colour} {kind}" for kind, colour in sets.scenes.HELD_OUT.items()}
+    with pytest.raises(ValueError, match="for testing alone"):
+        sets.open_source("scenes-heldout")
 
 
 def test_captions_are_those_of_the_test_split_or_of_the_only_one(few_scenes, tmp_path):

@@ -224,6 +224,7 @@ WRONG = {
     "": "--checkpoint is missing",
     "--checkpoint run run --folder . --query bus": "take one --checkpoint",
     "--checkpoint run --image dtd/test/banded/0.png --classes red,blue": "cannot identify image file",
+    "--checkpoint run --image dtd/test/banded/0.png --classes ,": "type both",
     "--checkpoint run --data mushrooms,cub200": "cub200",
     "--checkpoint run --templates '{} here' 'a photo'": "expected a {} in each",
     "--checkpoint run --labels l.json": "names 1 classes, scenes has 12",
