@@ -30,7 +30,7 @@ PAPER_SETS = {"cc3m": dict(epochs=40), "cc12m": dict(epochs=35)}
 SMALL = dict(model="vit_tiny", epochs=25, batch_size=64, lr=1e-3, wd=0.1)
 SMALL |= dict(strong_crop=0.3, vocab="train", workers=0, mask_same_class=True)
 SMALL_SETS = {
-    "scenes": dict(epochs=12),
+    "scenes": dict(epochs=10),
     "fashionmnist": dict(epochs=1, image_size=28, patch=7),
     "cifar10": dict(epochs=10, strong_crop=0.2),
     "cifar100": dict(epochs=20, strong_crop=0.2),
