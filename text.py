@@ -180,11 +180,11 @@ class TextTransformer(nn.Module):
             nn.init.zeros_(block.attention.qkv.bias)
             nn.init.zeros_(block.attention.out.bias)
 
-    def encode(self, tokens, token=...):
+    def encode(self, tokens, index=...):
         """Tokens [B, L] -> [B, L, D], for any L up to the context; row i depends on tokens 0 to i only. Or
-        those of the index `token` alone."""
+        the one token at `index`, [B, D]."""
         x = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]  # [B, L, D]
-        return self.norm(self.blocks[-1](self.blocks[:-1](x), token))
+        return self.norm(self.blocks[-1](self.blocks[:-1](x), index))
 
     def forward(self, tokens):
         """Tokens [B, L] -> features [B, D], each the end token's, which has the largest id of its row."""

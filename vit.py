@@ -54,8 +54,8 @@ class Attention(nn.Module):
 
 class Block(nn.Module):
     """A pre-norm transformer block, for both towers; a sample skips a sublayer with rate `drop_path`.
-    Of the last block one token is used: given its index `token`, the MLP is spared for all others (a step of
-    SLIP vit_tiny takes 0.83 of the time)."""
+    Of the last block's output one token is used, the one at `index`: its MLP need not see the others (a step
+    of SLIP vit_tiny then takes 0.83 of the time)."""
 
     def __init__(self, width, heads, *, causal=False, activation=nn.GELU, eps=1e-6, drop_path=0.0):
         super().__init__()
@@ -65,8 +65,8 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), activation(), nn.Linear(4 * width, width))
         self.drop_path = StochasticDepth(drop_path, "row") if drop_path else nn.Identity()
 
-    def forward(self, x, token=...):  # [B, N, D] -> [B, N, D], or of the one token [B, D]
-        x = x[token] + self.drop_path(self.attention(self.norm1(x))[token])
+    def forward(self, x, index=...):  # [B, N, D] -> [B, N, D], or the one token at `index`, [B, D]
+        x = x[index] + self.drop_path(self.attention(self.norm1(x))[index])
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -92,15 +92,15 @@ class ViT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=std)
                 nn.init.zeros_(module.bias)
 
-    def encode(self, patches, token=...):
-        """Embedded patches [B, N, D] (BEiT masks them before) -> tokens [B, 1 + N, D], class token first, or
-        of the index `token` alone."""
+    def encode(self, patches, index=...):
+        """Embedded patches [B, N, D] (BEiT masks them before) -> tokens [B, 1 + N, D], class token first; or
+        the one token at `index`, [B, D]."""
         x = torch.cat([self.class_token.expand(len(patches), -1, -1), patches], dim=1)  # [B, 1 + N, D]
-        return self.norm(self.blocks[-1](self.blocks[:-1](x + self.positions), token))
+        return self.norm(self.blocks[-1](self.blocks[:-1](x + self.positions), index))
 
     def forward(self, images):
         """Normalised images [B, 3, S, S] -> features [B, D], the class token's."""
-        return self.encode(self.patch_embed(images), (slice(None), 0))  # [:, 0]
+        return self.encode(self.patch_embed(images), (slice(None), 0))  # at [:, 0]
 
 
 def interpolate_positions(positions, side):
