@@ -223,14 +223,14 @@ def open_scenes(name, split):
     if name not in SCENES and not told:
         raise ValueError(f"unknown --data {name!r}: expected one of {', '.join(SCENES)}, scenes-told-40")
     training, count, seed = split == "train", SCENES_COUNT[split], SCENES_SEED[split]
+    if training and name == "scenes-heldout":
+        raise ValueError(f"{name} is for testing alone, without captions or training images: type scenes")
     share = int(told[1]) / 100 if told and training else None
     curated = not training or name != "scenes-uncurated"
     table = scenes.build(split, count, seed, kinds_told=share, curated=curated)
     if training and (told or name == "scenes"):
         return Source(name, Arrays(table["images"], table["captions"]))
     if name == "scenes-heldout":
-        if training:
-            raise ValueError("scenes-heldout is for testing alone: train on scenes")
         classes = [f"{colour} {kind}" for kind in scenes.KINDS for colour in scenes.COLOURS]
         labels = table["kind"] * len(scenes.COLOURS) + table["colour"]
         source = Source(name, Arrays(table["images"], labels), classes)

@@ -90,8 +90,7 @@ def test_a_table_is_drawn_from_its_results(tmp_path, monkeypatch, refused):
     figures.main(["--table", "main", "--with", "--wd 1"])
     axis = figures.table("main", "scenes", "--wd 1").axes[0]
     assert [bar.get_width() for bar in axis.patches] == [10.0 * k + 0.5 for k in range(5)]
-    axis = figures.table("told", "scenes", "--wd 1").axes[
-        0
-    ]  # rows that differ by a number are the points of a curve
+    # Rows that differ by a number are the points of a curve.
+    axis = figures.table("told", "scenes", "--wd 1").axes[0]
     assert axis.get_xlabel() == "% named" and axis.get_legend_handles_labels()[1] == ["SLIP", "CLIP"]
     assert axis.lines[0].get_xydata().tolist() == [[10, 10.5], [20, 30.5], [30, 50.5], [50, 70.5], [75, 90.5]]
