@@ -96,6 +96,11 @@ def show_row(row, first):
     ranks.say(" ".join(f"{cell:>{max(len(name), 5)}}" for name, cell in cells.items()))
 
 
+def names(text):
+    """ "a dog, a cat," -> ["a dog", "a cat"]: what is typed with commas between; also a type for argparse."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def number(kind, low, high, words):
     """A type for argparse: a number in a range, else its own one sentence."""
 

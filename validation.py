@@ -6,6 +6,7 @@ Left to others: prompts and recall (zeroshot.py), metrics and neighbours (evalua
 import numpy as np
 import torch
 
+import console
 import data
 import evaluate
 import sets
@@ -38,7 +39,7 @@ class Validation:
         """What --zeroshot names, or where nothing was typed the set itself, or imagenet, if it is there."""
         settings, name = self.settings, "imagenet"
         if settings.zeroshot is not None:
-            return [n.strip() for n in settings.zeroshot.split(",") if n.strip() not in ("", "none")]
+            return [name for name in console.names(settings.zeroshot) if name != "none"]
         if settings.data.startswith(("scenes-told", "scenes-uncurated")):
             name = "scenes"
         elif self.held.classes or settings.data == "scenes":

@@ -126,7 +126,7 @@ def run_retrieval(args, models, device, pairs):
 
 def open_tasks(args):
     """-> [(labelled test set, templates)] of --data; of "all" those that can be opened."""
-    chosen, tasks = [name.strip() for name in args.data.split(",") if name.strip()], []
+    chosen, tasks = console.names(args.data), []
     if args.data == "all":
         chosen = [name for name in sets.names(args.root) if sets.found(name, args.root)]
         chosen += [name for name in sets.SCENES if name != "scenes-kind"]  # which is "scenes" again
@@ -226,10 +226,9 @@ def show_list(root):
 
 def run_image(args, model, device, image):
     """The typed names with their probabilities, the likeliest first."""
-    names = [name.strip() for name in args.classes.split(",") if name.strip()]
     embed = unit_norm(model.encode_image(model.preprocess(image).to(device)))  # [1, E]
-    logits = model.logit_scale.exp() * embed @ classifier(model, names, ["{}"], device).T  # [1, K]
-    for probability, name in sorted(zip(logits.softmax(1)[0].tolist(), names), reverse=True):
+    logits = model.logit_scale.exp() * embed @ classifier(model, args.classes, ["{}"], device).T  # [1, K]
+    for probability, name in sorted(zip(logits.softmax(1)[0].tolist(), args.classes), reverse=True):
         ranks.say(f"{probability:6.1%}  {name}")
 
 
@@ -259,7 +258,7 @@ def arguments():
     only("--image", metavar="FILE", help="name one image, with --classes")
     only("--folder", metavar="DIR", help="rank the images of a folder for a sentence, with --query")
     only("--retrieval", action="store_true", help="recall at 1, 5 and 10 both ways on a captioned set")
-    add("--classes", help='with --image: the names to choose from, as "a dog,a cat"')
+    add("--classes", type=console.names, help='with --image: the names to choose from, as "a dog,a cat"')
     add("--query", metavar="TEXT", help='with --folder: the sentence, as "a red bus"')
     add("--top", type=console.positive_int, default=5, help="with --query: how many (default: %(default)s)")
     add("--split", choices=("train", "val", "test"), help="with --retrieval; val: what the run held out")
@@ -278,7 +277,7 @@ def set_up(args):
         return ranks.say, (f"{args.data}: there, under {args.root}",)
     if not args.checkpoint:
         raise ValueError("--checkpoint is missing: a run folder, its checkpoint.pt or published weights")
-    if bool(args.folder) != bool(args.query) or bool(args.image) != bool((args.classes or "").strip(", ")):
+    if bool(args.folder) != bool(args.query) or bool(args.image) != bool(args.classes):
         raise ValueError('type both: --image FILE --classes "a dog,a cat"; --folder DIR --query "a bus"')
     if len(args.checkpoint) > 1 and (args.image or args.folder):
         raise ValueError(f"--image and --folder take one --checkpoint: found {len(args.checkpoint)}")
